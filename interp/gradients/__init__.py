@@ -1,0 +1,1 @@
+"""Input gradients, one by one from a source and folded in constant memory."""

@@ -1,0 +1,111 @@
+"""Model: a network with its card; it takes images in [0, 1] and normalises them itself, so that ε has one unit."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from interp.types import Card, InputError
+
+FAMILIES = {"XCiT": "xcit", "Xcit": "xcit", "ResNet": "resnet", "ResNetCifar": "resnet", "ByobNet": "byobnet"}
+
+
+class Model(nn.Module):
+    """A frozen network in eval mode: `forward(x)` takes (n, 3, h, w) float32 in [0, 1] and returns logits (n, classes).
+
+    net: the bare network. card: what is known of it. family: 'xcit', 'mobilevit', 'resnet' or the class name of others;
+    attention and Grad-CAM choose their layers by it. Printing a model shows its pipeline.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, net: nn.Module, card: Card) -> None:
+        super().__init__()
+        self.net = net
+        self.card = card
+        self.family = family_of(net)
+        for name, values in (("mean", card.preprocess.mean), ("std", card.preprocess.std)):
+            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+        self.requires_grad_(False).eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.card.preprocess.channels == "bgr":
+            x = x.flip(1)
+        return self.net((x - self.mean) / self.std)
+
+    @property
+    def robust(self) -> bool:
+        """Whether the card says that the model was trained against an adversary."""
+        return self.card.threat is not None
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 of architecture, preprocessing and weights: two models with one digest compute one function."""
+        h = hashlib.sha256(repr((self.card.arch, sorted(self.card.arch_args.items()), self.card.preprocess)).encode())
+        for name, tensor in sorted(self.net.state_dict().items()):
+            h.update(name.encode())
+            h.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return h.hexdigest()
+
+    @property
+    def parameters_count(self) -> int:
+        """Number of weights, buffers left out."""
+        return sum(p.numel() for p in self.net.parameters())
+
+    def check_images(self, shape: torch.Size) -> None:
+        """Raise InputError where images of that shape cannot be fed to this model."""
+        size = self.card.preprocess.size
+        if len(shape) != 4 or shape[1] != 3 or tuple(shape[2:]) != (size, size):
+            raise InputError(
+                f"model {self.card.id} takes images (n, 3, {size}, {size}); found {tuple(shape)}. "
+                f"Load them with interp.images(source, size={size}), or give --size {size}"
+            )
+
+    def __repr__(self) -> str:
+        p, c = self.card.preprocess, self.card
+        trained = f"trained against {c.threat.norm} {c.threat.eps * 255:g}/255" if c.threat else "no threat model on its card"
+        return (
+            f"Model({c.id}: {c.arch} {c.arch_args or ''}, {self.parameters_count / 1e6:.2f} M parameters, {trained}; "
+            f"[0, 1] {p.channels} {p.size}×{p.size} → (x − {p.mean}) / {p.std} → {c.num_classes} logits)"
+        )
+
+
+def family_of(net: nn.Module) -> str:
+    """The architecture family of a network, from its class; MobileViT is a timm ByobNet with transformer blocks."""
+    kind = type(net).__name__
+    if any(type(m).__name__ == "MobileVitBlock" for m in net.modules()):
+        return "mobilevit"
+    return FAMILIES.get(kind, kind.lower())
+
+
+def macs(model: Model) -> int:
+    """Multiply-accumulates of one forward pass on one image of the model's size (half of torch's FLOP count)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    size = model.card.preprocess.size
+    x = torch.zeros(1, 3, size, size, device=model.mean.device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(x)
+    return counter.get_total_flops() // 2
+
+
+def model_coords(models: Sequence[Model]) -> dict[str, Any]:
+    """Coordinates of a result over models: their ids, whether each is robust, and the group of its architecture.
+
+    Twins (one architecture with one set of arguments) share a group, named by what their ids have in common.
+    """
+    built = [(m.card.arch, tuple(sorted((k, str(v)) for k, v in m.card.arch_args.items()))) for m in models]
+    names = {b: os.path.commonprefix([m.card.id for m, other in zip(models, built, strict=True) if other == b]) for b in built}
+    return {
+        "model": [m.card.id for m in models],
+        "robust": ("model", [m.robust for m in models]),
+        "group": ("model", [names[b].rstrip("_") for b in built]),
+    }

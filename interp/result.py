@@ -1,0 +1,152 @@
+"""Result: arrays with named dimensions and measures with their uncertainty, saved with all that made them.
+
+One netCDF file per result under a content key of (kind, parameters, inputs, schema): the same work is found again, and a
+file is complete or absent, because it is written under a temporary name and renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+SCHEMA = 1  # raise when the meaning of stored arrays changes: old files are then computed anew
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one analysis found.
+
+    kind: name of the analysis. data: arrays with named dimensions; a variable with the attribute `better` is a measure
+    (attributes unit, better: higher/lower/none, n; its interval in the variables NAME_low and NAME_high). params: what was
+    asked. inputs: digests of models and images. made: versions, device, seconds.
+    """
+
+    kind: str
+    title: str
+    data: xr.Dataset
+    params: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, Any] = field(default_factory=dict)
+    made: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Content key: equal for equal kind, parameters, inputs and schema."""
+        return content_key(self.kind, self.params, self.inputs)
+
+    def save(self, folder: Path | str) -> Path:
+        """Write to FOLDER/KIND-KEY.nc, atomically, and return the path."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        data = self.data.assign_attrs(
+            kind=self.kind,
+            title=self.title,
+            schema=SCHEMA,
+            params=json.dumps(self.params, sort_keys=True),
+            inputs=json.dumps(self.inputs, sort_keys=True),
+            made=json.dumps(self.made, sort_keys=True),
+        )
+        encoding = {name: {"zlib": True, "complevel": 4} for name, v in data.data_vars.items() if v.dtype.kind in "fiu" and v.ndim}
+        target = folder / f"{self.kind}-{self.key}.nc"
+        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".part-", suffix=".nc")
+        os.close(handle)
+        try:
+            data.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, target)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+        return target
+
+    def table(self) -> pd.DataFrame:
+        """Every measure as tidy rows: its dimensions, measure, value, low, high, n, unit, better."""
+        import pandas as pd
+
+        rows: list[dict[str, Any]] = []
+        for name in self.measures:
+            v = self.data[name]
+            low, high = self.data.get(f"{name}_low"), self.data.get(f"{name}_high")
+            for at in np.ndindex(v.shape):
+                row = {str(d): v[d].values[i] if d in v.coords else i for d, i in zip(v.dims, at, strict=True)}
+                row |= {"measure": name, "value": float(v.values[at])}
+                row |= {"low": float(low.values[at]) if low is not None else np.nan}
+                row |= {"high": float(high.values[at]) if high is not None else np.nan}
+                rows.append(row | {k: v.attrs.get(k, "") for k in ("n", "unit", "better")})
+        return pd.DataFrame(rows)
+
+    @property
+    def measures(self) -> list[str]:
+        """Names of the variables that are measures."""
+        return [str(name) for name, v in self.data.data_vars.items() if "better" in v.attrs]
+
+    def plot(self) -> Figure:
+        """The default figure of this kind of result."""
+        from interp.plots import figure
+
+        return figure(self)
+
+
+def open_result(path: Path | str) -> Result:
+    """Read a saved result; raises ValueError where the file is none of ours, FileNotFoundError where there is none."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no result at {path}; expected a .nc file written by interp")
+    try:
+        data = xr.load_dataset(path, engine="h5netcdf")
+        attrs = data.attrs
+        loaded = {k: json.loads(attrs.pop(k)) for k in ("params", "inputs", "made")}
+        kind, title, schema = attrs.pop("kind"), attrs.pop("title"), int(attrs.pop("schema"))
+    except (OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is not a result of interp ({error}); expected a .nc file written by Result.save") from error
+    if schema != SCHEMA:
+        raise ValueError(f"{path} has schema {schema}, this version reads {SCHEMA}; compute it again")
+    return Result(kind, title, data, **loaded)
+
+
+def content_key(kind: str, params: dict[str, Any], inputs: dict[str, Any]) -> str:
+    """16 hexadecimal digits that name one piece of work."""
+    text = json.dumps([kind, params, inputs, SCHEMA], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def remember(folder: Path | None, kind: str, params: dict[str, Any], inputs: dict[str, Any], compute: Callable[[], Result]) -> Result:
+    """The saved result of this work from `folder`, or else compute it and save it there; no folder, no memory."""
+    if folder is None:
+        return compute()
+    path = folder / f"{kind}-{content_key(kind, params, inputs)}.nc"
+    if path.is_file():
+        return open_result(path)
+    result = compute()
+    result.save(folder)
+    return result
+
+
+def measure(
+    dims: tuple[str, ...], values: np.ndarray, *, unit: str, better: str, n: int, long_name: str = ""
+) -> tuple[tuple[str, ...], np.ndarray, dict[str, Any]]:
+    """A measure as xarray wants it; better is 'higher', 'lower' or 'none' (descriptive)."""
+    return dims, values, {"unit": unit, "better": better, "n": n, "long_name": long_name}
+
+
+def with_interval(
+    name: str, dims: tuple[str, ...], intervals: Iterable[Any], shape: tuple[int, ...], **attrs: Any
+) -> dict[str, tuple[Any, ...]]:
+    """Variables NAME, NAME_low and NAME_high from a flat series of (mean, low, high) in C order of `shape`."""
+    block = np.asarray([tuple(i) for i in intervals], dtype=np.float64).reshape(*shape, 3)
+    return {
+        name: measure(dims, block[..., 0], **attrs),
+        f"{name}_low": (dims, block[..., 1]),
+        f"{name}_high": (dims, block[..., 2]),
+    }
