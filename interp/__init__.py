@@ -1,0 +1,89 @@
+"""interp: what adversarially robust vision models see.
+
+Large perturbations, accumulated input gradients, attention and semantic attributes of robust and standard models, side by
+side. Names are imported when they are first used, so `import interp` is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from interp.analyze import analyze, report
+    from interp.attacks.pgd import PGD, Step, attack, pgd_steps
+    from interp.attacks.sweep import Sweep, Synthesis, sweep, synthesise
+    from interp.attention.attend import Attend, attend
+    from interp.attention.capture import capture
+    from interp.attributes.compare import Compare, compare
+    from interp.data.source import images
+    from interp.errors import InputError
+    from interp.gradients.accumulate import Accumulate, accumulate
+    from interp.models.load import load, shipped
+    from interp.models.model import Model
+    from interp.result import Result
+    from interp.result import open_result as open
+    from interp.robustness.accuracy import Accuracy, accuracy
+    from interp.types import Batch, Card, Preprocess
+
+_WHERE = {
+    "analyze": ("analyze", "report"),
+    "attacks.pgd": ("PGD", "Step", "attack", "pgd_steps"),
+    "attacks.sweep": ("Sweep", "Synthesis", "sweep", "synthesise"),
+    "attention.attend": ("Attend", "attend"),
+    "attention.capture": ("capture",),
+    "attributes.compare": ("Compare", "compare"),
+    "data.source": ("images",),
+    "errors": ("InputError",),
+    "gradients.accumulate": ("Accumulate", "accumulate"),
+    "models.load": ("load", "shipped"),
+    "models.model": ("Model",),
+    "result": ("Result",),
+    "robustness.accuracy": ("Accuracy", "accuracy"),
+    "types": ("Batch", "Card", "Preprocess"),
+}
+_NAMES = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = [
+    "PGD",
+    "Accumulate",
+    "Accuracy",
+    "Attend",
+    "Batch",
+    "Card",
+    "Compare",
+    "InputError",
+    "Model",
+    "Preprocess",
+    "Result",
+    "Step",
+    "Sweep",
+    "Synthesis",
+    "accumulate",
+    "accuracy",
+    "analyze",
+    "attack",
+    "attend",
+    "capture",
+    "compare",
+    "images",
+    "load",
+    "open",
+    "pgd_steps",
+    "report",
+    "shipped",
+    "sweep",
+    "synthesise",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "open":
+        return importlib.import_module("interp.result").open_result
+    if name in _NAMES:
+        return getattr(importlib.import_module(f"interp.{_NAMES[name]}"), name)
+    raise AttributeError(f"module 'interp' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

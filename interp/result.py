@@ -10,13 +10,17 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
+
+from interp.errors import InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,6 +45,16 @@ class Result:
     inputs: dict[str, Any] = field(default_factory=dict)
     made: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, kind: str, title: str, data: xr.Dataset, *, params: Any, models: Any, batch: Any, started: float) -> Result:
+        """A result with its provenance: params a dataclass, models and batch anything with a `digest`, started in seconds."""
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        versions = {name: version(name) for name in ("robust-interp", "torch", "timm", "numpy")}
+        made = {"versions": versions, "device": device, "seconds": round(time.perf_counter() - started, 2)}
+        return cls(kind, title, data, asdict(params), inputs_of(models, batch), made)
+
     @property
     def key(self) -> str:
         """Content key: equal for equal kind, parameters, inputs and schema."""
@@ -58,14 +72,16 @@ class Result:
             inputs=json.dumps(self.inputs, sort_keys=True),
             made=json.dumps(self.made, sort_keys=True),
         )
-        encoding = {name: {"zlib": True, "complevel": 4} for name, v in data.data_vars.items() if v.dtype.kind in "fiu" and v.ndim}
+        encoding = {
+            name: {"zlib": True, "complevel": 4} for name, v in data.data_vars.items() if v.dtype.kind in "fiu" and v.ndim
+        }
         target = folder / f"{self.kind}-{self.key}.nc"
         handle, temporary = tempfile.mkstemp(dir=folder, prefix=".part-", suffix=".nc")
         os.close(handle)
         try:
             data.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(target)
         finally:
             Path(temporary).unlink(missing_ok=True)
         return target
@@ -99,19 +115,19 @@ class Result:
 
 
 def open_result(path: Path | str) -> Result:
-    """Read a saved result; raises ValueError where the file is none of ours, FileNotFoundError where there is none."""
+    """Read a saved result; raises InputError where there is no such file or it is none of ours."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no result at {path}; expected a .nc file written by interp")
+        raise InputError(f"there is no result at {path}; expected a .nc file written by interp")
     try:
         data = xr.load_dataset(path, engine="h5netcdf")
         attrs = data.attrs
         loaded = {k: json.loads(attrs.pop(k)) for k in ("params", "inputs", "made")}
         kind, title, schema = attrs.pop("kind"), attrs.pop("title"), int(attrs.pop("schema"))
     except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not a result of interp ({error}); expected a .nc file written by Result.save") from error
+        raise InputError(f"{path} is not a result of interp ({error}); expected a .nc file written by Result.save") from error
     if schema != SCHEMA:
-        raise ValueError(f"{path} has schema {schema}, this version reads {SCHEMA}; compute it again")
+        raise InputError(f"{path} has schema {schema}, this version reads {SCHEMA}; compute it again")
     return Result(kind, title, data, **loaded)
 
 
@@ -121,14 +137,17 @@ def content_key(kind: str, params: dict[str, Any], inputs: dict[str, Any]) -> st
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def remember(folder: Path | None, kind: str, params: dict[str, Any], inputs: dict[str, Any], compute: Callable[[], Result]) -> Result:
-    """The saved result of this work from `folder`, or else compute it and save it there; no folder, no memory."""
-    if folder is None:
-        return compute()
-    path = folder / f"{kind}-{content_key(kind, params, inputs)}.nc"
+def inputs_of(models: Any, batch: Any) -> dict[str, Any]:
+    """What identifies the inputs of an analysis: the digests of the models, in order, and of the images."""
+    return {"models": [m.digest for m in models], "ids": [m.card.id for m in models], "batch": batch.digest}
+
+
+def remember(folder: Path, kind: str, analysis: Callable[..., Result], models: Any, batch: Any, params: Any) -> Result:
+    """The saved result of this work from `folder`, or else `analysis(models, batch, params)`, saved there."""
+    path = folder / f"{kind}-{content_key(kind, asdict(params), inputs_of(models, batch))}.nc"
     if path.is_file():
         return open_result(path)
-    result = compute()
+    result = analysis(models, batch, params)
     result.save(folder)
     return result
 

@@ -17,14 +17,12 @@ import tomli_w
 import torch
 from torch import Tensor
 
+from interp.errors import InputError as InputError
+
 Images: TypeAlias = Tensor  # (n, 3, h, w) float32 in [0, 1]
 Labels: TypeAlias = Tensor  # (n,) int64
 Maps: TypeAlias = Tensor  # (n, h, w) float32, any sign
 Masks: TypeAlias = Tensor  # (n, h, w) bool
-
-
-class InputError(ValueError):
-    """What the user gave cannot be used; the message says what was found, what was expected and what to do."""
 
 
 @dataclass(frozen=True)
@@ -55,11 +53,10 @@ class Preprocess:
 
 @dataclass(frozen=True)
 class Threat:
-    """What a model was trained to withstand: norm ('linf', 'l2'), ε in units of [0, 1], and how, in words."""
+    """What a model was trained to withstand: norm ('linf', 'l2') and ε in units of [0, 1]."""
 
     norm: str
     eps: float
-    training: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,7 +75,8 @@ class Number:
 class Card:
     """All that is known of one checkpoint; written beside the weights as TOML.
 
-    `arch_args` carries what the shapes of the weights cannot show, such as strides.
+    `arch_args` carries what the shapes of the weights cannot show, such as strides. training says in words how the weights
+    were made; empty means unknown, and then a missing threat says nothing about robustness.
     """
 
     id: str
@@ -90,6 +88,7 @@ class Card:
     weights: str = ""
     sha256: str = ""
     origin: str = ""
+    training: str = ""
     threat: Threat | None = None
     numbers: tuple[Number, ...] = ()
     licence: str = ""
@@ -128,6 +127,15 @@ class Card:
     def read(cls, path: Path) -> Card:
         """Read a card from a file."""
         return cls.from_toml(path.read_text(encoding="utf-8"))
+
+
+def fraction(text: str) -> float:
+    """A number written as 8/255 or 0.03; raises InputError otherwise."""
+    try:
+        above, _, below = text.partition("/")
+        return float(above) / (float(below) if below else 1.0)
+    except (ValueError, ZeroDivisionError) as error:
+        raise InputError(f"{text!r} is not a number; write ε as 8/255 or 0.03") from error
 
 
 def _drop_none(value: Any) -> Any:

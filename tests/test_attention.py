@@ -27,6 +27,7 @@ NETS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("vit_tiny_patch16_224", {**VIT, "qk_norm": True}),
     "vit_avg": ("vit_tiny_patch16_224", {**VIT, "class_token": False, "global_pool": "avg"}),
     "vit_reg": ("vit_tiny_patch16_224", {**VIT, "reg_tokens": 3}),
+    "vit_reg_avg": ("vit_tiny_patch16_224", {**VIT, "reg_tokens": 1, "class_token": False, "global_pool": "avg"}),
     "deit": ("deit_tiny_distilled_patch16_224", VIT),
     "cait": ("cait_xxs24_224", {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 2}),
 }
@@ -289,11 +290,14 @@ def test_spatial_attention_is_the_last_layer_at_image_size(name: str) -> None:
         model(x)
     last = rec.layers[-1]
     assert last.name in reading.method
+    assert last.class_token is (name in ("xcit", "cait", "vit", "deit", "vit_reg"))
+    assert not any(c.class_token for c in rec.layers if c.prefix == 0)
     if name in ("xcit", "cait", "vit", "deit", "vit_reg"):
         prefix = {"deit": 2, "vit_reg": 4}.get(name, 1)
         row, word = last.weights.mean(1)[:, 0, prefix:], "class token"
-    elif name == "vit_avg":
-        row, word = last.weights.mean((1, 2)), "received"
+    elif name in ("vit_avg", "vit_reg_avg"):
+        registers = int(name == "vit_reg_avg")
+        row, word = last.weights[:, :, registers:, registers:].mean((1, 2)), "received"
     else:  # pixel p of patch n: received, mean over heads and queries
         u = last.unfolding
         assert u is not None and u.size == (4, 4)
@@ -363,6 +367,8 @@ def test_gradcam_is_its_formula_on_a_net_that_can_be_derived_by_hand(given: str)
     alpha = gradient.sum((2, 3)) / 64
     want = torch.einsum("nk,nkij->nij", alpha, feature).clamp(min=0)
     assert torch.allclose(cam, want, atol=1e-6) and cam.max() > 0 and not cam.requires_grad
+    with torch.no_grad():  # gradients are switched on inside, whatever the caller's mode
+        assert torch.equal(gradcam(model, x, y, layer="conv"), cam)
 
 
 @pytest.mark.parametrize("name", [*NETS, "resnet18"])
@@ -398,6 +404,10 @@ def no_part(model: Model) -> None:
     gradcam(model, images(1, (8, 8)), torch.tensor([0]), layer="unused")
 
 
+def no_part_unfrozen(model: Model) -> None:
+    no_part(model.requires_grad_(True))
+
+
 def behind_the_class_token(_: Model) -> None:
     vit = make("vit")
     gradcam(vit, images(1), torch.tensor([0]), layer="blocks.-1.attn.qkv")
@@ -425,6 +435,7 @@ def wrong_count(model: Model) -> None:
     ("case", "says"),
     [
         (no_part, "no part in the logits"),
+        (no_part_unfrozen, "no part in the logits"),
         (behind_the_class_token, "zero everywhere for image 0"),
         (dead_image, "zero everywhere for image 0"),
         (no_grid, "no grid of patches"),

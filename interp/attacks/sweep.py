@@ -7,6 +7,7 @@ Large perturbations and targeted synthesis follow section "Semantic nature of pe
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -87,6 +88,7 @@ def sweep(models: Sequence[Model], batch: Batch, params: Sweep = Sweep()) -> Res
     picture (model, direction, eps, image, y, x, channel): the perturbed images. predicted and confidence: each model's own
     reading of them. success (model, direction, eps): share no longer given its label (away), or given the target (toward).
     """
+    started = time.perf_counter()
     shape = (len(models), 2, len(params.eps), len(batch))
     picture = np.zeros((*shape, *batch.images.shape[2:], 3), np.float32)
     predicted, confidence, hit = np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros(shape, bool)
@@ -122,7 +124,7 @@ def sweep(models: Sequence[Model], batch: Batch, params: Sweep = Sweep()) -> Res
     )
     rates = [wilson(int(v.sum()), len(batch)) for v in hit.reshape(-1, len(batch))]
     data = data.assign(with_interval("success", dims[:3], rates, shape[:3], unit="share", better="none", n=len(batch)))
-    return Result("sweep", "Perturbations as ε grows", data)
+    return Result.of("sweep", "Perturbations as ε grows", data, params=params, models=models, batch=batch, started=started)
 
 
 def synthesise(models: Sequence[Model], batch: Batch, params: Synthesis = Synthesis()) -> Result:
@@ -131,6 +133,7 @@ def synthesise(models: Sequence[Model], batch: Batch, params: Synthesis = Synthe
     picture (model, seed, target, y, x, channel); own (model, seed, target): the model's confidence in the target; others:
     mean confidence in the target of all the other models given, the independent check.
     """
+    started = time.perf_counter()
     classes = models[0].card.num_classes
     if any(m.card.num_classes != classes for m in models):
         raise InputError(f"models have {[m.card.num_classes for m in models]} classes; give models of one set of classes")
@@ -158,4 +161,6 @@ def synthesise(models: Sequence[Model], batch: Batch, params: Synthesis = Synthe
         {"picture": ((*dims, "y", "x", "channel"), picture), "own": (dims, own), "others": (dims, others)},
         coords=model_coords(models) | {"target": [models[0].card.label(i) for i in range(classes)]},
     )
-    return Result("synthesis", "Synthesis from noise toward each class", data)
+    return Result.of(
+        "synthesis", "Synthesis from noise toward each class", data, params=params, models=models, batch=batch, started=started
+    )

@@ -6,7 +6,7 @@ The control is uniform noise of the same ε in place of a model's δ and gradien
 
 from __future__ import annotations
 
-import dataclasses
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -112,6 +112,7 @@ def compare(models: Sequence[Model], batch: Batch, params: Compare = Compare()) 
     `values_NAME` (model, image): what each mean and interval is made of. Raises InputError for unlabelled images or models
     of different classes.
     """
+    started = time.perf_counter()
     _check(models, batch)
     classes = models[0].card.num_classes
     shifts = sorted({round(k * (classes - 1) / params.targets) % (classes - 1) + 1 for k in range(params.targets)})
@@ -139,7 +140,8 @@ def compare(models: Sequence[Model], batch: Batch, params: Compare = Compare()) 
         gradient, persistence = _accumulated(model, batch, params)
         values["edges"].append(alignment(gradient, batch.images).numpy())
         values["persistence"].append(persistence.numpy())
-    return _result(models, names, batch, values, matrices, (frequency.numpy(), np.stack(spectra)))
+    data = _dataset(models, names, batch, values, matrices, (frequency.numpy(), np.stack(spectra)))
+    return Result.of("compare", "Semantic attributes", data, params=params, models=models, batch=batch, started=started)
 
 
 def _check(models: Sequence[Model], batch: Batch) -> None:
@@ -170,7 +172,6 @@ def _accumulated(model: Model | None, batch: Batch, params: Compare) -> tuple[Te
     if model is None:
         generator = torch.Generator().manual_seed(params.gradients.seed)
         running, cosines = fold(torch.randn(batch.images.shape, generator=generator) for _ in range(params.gradients.steps))
-        # noise is folded over the whole batch: its cosine is one number per image, near 0
         return running.mean, cosines
     means, cosines_, first = [], [], 0
     for part in batch.chunks(params.chunk):
@@ -181,17 +182,18 @@ def _accumulated(model: Model | None, batch: Batch, params: Compare) -> tuple[Te
     return torch.cat(means), torch.cat(cosines_)
 
 
-def _result(
+def _dataset(
     models: Sequence[Model],
     names: list[str],
     batch: Batch,
     values: dict[str, list[np.ndarray]],
     matrices: dict[str, list[Tensor]],
     spectrum: tuple[np.ndarray, np.ndarray],
-) -> Result:
+) -> xr.Dataset:
     coords = model_coords(models)
     coords["model"] = names
     coords["robust"] = ("model", [*coords["robust"][1], False])
+    coords["label"] = ("model", [*coords["label"][1], CONTROL])
     coords["group"] = ("model", [*coords["group"][1], "control"])
     coords |= {"judge": names[:-1], "image": list(batch.ids), "frequency": spectrum[0]}
     data = xr.Dataset({"spectrum": (("model", "frequency"), spectrum[1])}, coords=coords)
@@ -206,9 +208,4 @@ def _result(
         attrs = {"unit": "share", "better": "none", "n": len(batch), "long_name": name.replace("_", " ")}
         data = data.assign(with_interval(name, ("model", "judge"), intervals, block.shape[:2], **attrs))
     data.attrs["chance"] = 1 / models[0].card.num_classes
-    return Result("compare", "Semantic attributes", data)
-
-
-def with_eps(params: Compare, eps: float) -> Compare:
-    """The same comparison at another ε."""
-    return dataclasses.replace(params, attack=dataclasses.replace(params.attack, eps=eps))
+    return data

@@ -27,7 +27,7 @@ def decode(source: Path | bytes, *, name: str, preprocess: Preprocess | None = N
     image, or the mode is not 8-bit colour or grey, or pixels are transparent.
     """
     try:
-        image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        image: Image.Image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         image.load()
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise InputError(f"{name} is not a readable image ({error}); expected PNG, JPEG, WebP or BMP") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -53,6 +54,7 @@ def accumulate(models: Sequence[Model], batch: Batch, params: Accumulate = Accum
     mean over channels. size (model, image): root mean square of `mean`. Measure cosine (model): mean cosine between
     consecutive gradients, high where the loss is smooth.
     """
+    started = time.perf_counter()
     n, h, w = len(batch), *batch.images.shape[2:]
     mean, agreement = np.zeros((len(models), n, h, w, 3), np.float32), np.zeros((len(models), n, h, w), np.float32)
     turns = np.zeros((len(models), n))
@@ -78,7 +80,15 @@ def accumulate(models: Sequence[Model], batch: Batch, params: Accumulate = Accum
     )
     smooth = [bootstrap(v) for v in turns]
     data = data.assign(with_interval("cosine", ("model",), smooth, (len(models),), unit="cosine", better="none", n=n))
-    return Result("gradients", f"Input gradients accumulated over {params.over}", data)
+    return Result.of(
+        "gradients",
+        f"Input gradients accumulated over {params.over}",
+        data,
+        params=params,
+        models=models,
+        batch=batch,
+        started=started,
+    )
 
 
 def fold(gradients: Iterator[Tensor]) -> tuple[Running, Tensor]:

@@ -1,8 +1,8 @@
 """Where gradients are taken: iterators that yield ∇_x L, one tensor (n, 3, h, w) per sample point, in the order taken.
 
-    steps   G_T = Σ_t ∇_x L(f(x_t), y) over the iterates of PGD (arXiv 2209.07399 shows gradients accumulated over an attack)
-    noise   x + N(0, σ²): SmoothGrad (Smilkov et al., arXiv 1706.03825); sigma = 0, n = 1 is the plain gradient
-    path    x₀ + a·(x − x₀), a at the midpoints of n equal parts of [0, 1] (Sundararajan et al., arXiv 1703.01365)
+steps   G_T = Σ_t ∇_x L(f(x_t), y) over the iterates of PGD (arXiv 2209.07399 shows gradients accumulated over an attack)
+noise   x + N(0, σ²): SmoothGrad (Smilkov et al., arXiv 1706.03825); sigma = 0, n = 1 is the plain gradient
+path    x₀ + a·(x − x₀), a at the midpoints of n equal parts of [0, 1] (Sundararajan et al., arXiv 1703.01365)
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def over_steps(model: nn.Module, x: Images, y: Labels, pgd: PGD, *, first: int =
             yield step.gradient
 
 
-def over_noise(model: nn.Module, x: Images, y: Labels, *, n: int, sigma: float, seed: int = 0, loss: str = "ce") -> Iterator[Tensor]:
+def over_noise(
+    model: nn.Module, x: Images, y: Labels, *, n: int, sigma: float, seed: int = 0, loss: str = "ce"
+) -> Iterator[Tensor]:
     """The gradient at n noisy copies of x; σ in units of [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(n):

@@ -101,7 +101,9 @@ def _describe(tensors: Mapping[str, Tensor], path: Path, arch: str | None, args:
     """A card for a file that has none: architecture as told, or the only candidate that all names and shapes fit."""
     classes = num_classes(tensors)
     if classes is None:
-        raise InputError(f"{path} has no classifier weight under a known name (head, fc, linear); it holds {sorted(tensors)[:4]}…")
+        raise InputError(
+            f"{path} has no classifier weight under a known name (head, fc, linear); it holds {sorted(tensors)[:4]}…"
+        )
     options = [(arch, args or {})] if arch else _candidates()
     differences: dict[str, str] = {}
     fits: list[tuple[str, dict[str, Any]]] = []
@@ -113,7 +115,9 @@ def _describe(tensors: Mapping[str, Tensor], path: Path, arch: str | None, args:
     if len(fits) != 1:
         detail = "; ".join(f"{k}: {v or 'fits'}" for k, v in sorted(differences.items(), key=lambda i: len(i[1]))[:3])
         several = "more than one known architecture fits" if fits else "no known architecture fits"
-        raise InputError(f"{several} {path} ({detail}). Say which with arch (--arch NAME), one of {', '.join(BUILDERS)} or timm's")
+        raise InputError(
+            f"{several} {path} ({detail}). Say which with arch (--arch NAME), one of {', '.join(BUILDERS)} or timm's"
+        )
     name, these = fits[0]
     size = size or _input_size(name)
     return Card(

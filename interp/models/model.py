@@ -71,7 +71,7 @@ class Model(nn.Module):
 
     def __repr__(self) -> str:
         p, c = self.card.preprocess, self.card
-        trained = f"trained against {c.threat.norm} {c.threat.eps * 255:g}/255" if c.threat else "no threat model on its card"
+        trained = f"trained against {c.threat.norm} {c.threat.eps * 255:g}/255" if c.threat else c.training or "training unknown"
         return (
             f"Model({c.id}: {c.arch} {c.arch_args or ''}, {self.parameters_count / 1e6:.2f} M parameters, {trained}; "
             f"[0, 1] {p.channels} {p.size}×{p.size} → (x − {p.mean}) / {p.std} → {c.num_classes} logits)"
@@ -98,14 +98,28 @@ def macs(model: Model) -> int:
 
 
 def model_coords(models: Sequence[Model]) -> dict[str, Any]:
-    """Coordinates of a result over models: their ids, whether each is robust, and the group of its architecture.
+    """Coordinates of a result over models: ids, whether each is robust, the group of its architecture, a short label.
 
-    Twins (one architecture with one set of arguments) share a group, named by what their ids have in common.
+    Twins (one architecture with one set of arguments) share a group, named by what their ids have in common. Labels such as
+    'XCiT robust' are used where training is known and no two models share one, else the id.
     """
     built = [(m.card.arch, tuple(sorted((k, str(v)) for k, v in m.card.arch_args.items()))) for m in models]
-    names = {b: os.path.commonprefix([m.card.id for m, other in zip(models, built, strict=True) if other == b]) for b in built}
-    return {
+    twins = {b: [m.card.id for m, other in zip(models, built, strict=True) if other == b] for b in built}
+    names = {b: os.path.commonprefix(ids).rstrip("_") for b, ids in twins.items()}  # noqa: RUF071 (names, not paths)
+    titles = [_label(m) for m in models]
+    names_known = {"class": list(models[0].card.labels)} if models[0].card.labels else {}
+    return names_known | {
+        "label": ("model", [t if titles.count(t) == 1 else m.card.id for t, m in zip(titles, models, strict=True)]),
         "model": [m.card.id for m in models],
         "robust": ("model", [m.robust for m in models]),
-        "group": ("model", [names[b].rstrip("_") for b in built]),
+        "group": ("model", [names[b] for b in built]),
     }
+
+
+def _label(model: Model) -> str:
+    """Architecture and training in a few words, or the id where the training is unknown."""
+    if not model.robust and not model.card.training:
+        return model.card.id
+    sizes = [b for b in ("18", "34", "50", "101", "152") if f"resnet{b}" in model.card.arch]
+    title = {"xcit": "XCiT", "mobilevit": "MobileViT", "resnet": f"ResNet-{sizes[0]}" if sizes else "ResNet"}
+    return f"{title.get(model.family, model.card.arch)} {'robust' if model.robust else 'standard'}"

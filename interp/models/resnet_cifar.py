@@ -38,6 +38,7 @@ class ResNetCifar(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
+        self.stages = [f"layer{stage}" for stage in range(1, len(blocks) + 1)]
         inputs = 64
         for stage, count in enumerate(blocks, 1):
             outputs = 32 * 2**stage
@@ -48,5 +49,6 @@ class ResNetCifar(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for stage in self.stages:
+            x = getattr(self, stage)(x)
         return self.linear(x.mean((2, 3)))

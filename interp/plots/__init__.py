@@ -1,0 +1,28 @@
+"""Figures, each a function Result → Figure; they need no torch, so saved results redraw anywhere."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from interp.result import Result
+
+
+def figure(result: Result) -> Figure:
+    """The default figure of a result's kind."""
+    from interp.errors import InputError
+    from interp.plots import curves, images, matrices
+
+    default = {
+        "accuracy": curves.accuracies,
+        "sweep": images.strip,
+        "synthesis": images.synthesis,
+        "gradients": images.gradients,
+        "attention": images.attention,
+        "compare": matrices.measures,
+    }
+    if result.kind not in default:
+        raise InputError(f"results of kind {result.kind!r} have no figure; kinds with one: {', '.join(default)}")
+    return default[result.kind](result)

@@ -8,6 +8,7 @@ cross-entropy saturates; Carlini & Wagner, arXiv 1608.04644).
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,7 +33,9 @@ class Accuracy:
     chunk: int = 64
 
 
-def correct(model: Model, batch: Batch, pgd: PGD | None = None, *, chunk: int = 64, losses: Sequence[str] = ("ce",)) -> np.ndarray:
+def correct(
+    model: Model, batch: Batch, pgd: PGD | None = None, *, chunk: int = 64, losses: Sequence[str] = ("ce",)
+) -> np.ndarray:
     """Which images (n,) the model classifies as labelled, clean or under every attack (one per loss in `losses`)."""
     found, first = [], 0
     for part in batch.chunks(chunk):
@@ -52,6 +55,7 @@ def accuracy(models: Sequence[Model], batch: Batch, params: Accuracy = Accuracy(
     """Clean and robust accuracy of each model on the same images, with size and cost. Raises InputError without labels."""
     if bool((batch.labels < 0).any()):
         raise InputError("accuracy needs labelled images; a single image file has no label: use folder: or parquet:")
+    started = time.perf_counter()
     names = ("clean", "robust")
     rates = []
     for model in tqdm(models, desc="accuracy", leave=False):
@@ -65,4 +69,6 @@ def accuracy(models: Sequence[Model], batch: Batch, params: Accuracy = Accuracy(
         data = data.assign(with_interval(name, ("model",), of_all, (len(models),), unit="share", better="higher", n=len(batch)))
     data["parameters"] = ("model", [m.parameters_count for m in models])
     data["macs"] = ("model", [macs(m) for m in models])
-    return Result("accuracy", "Clean and adversarial accuracy", data)
+    return Result.of(
+        "accuracy", "Clean and adversarial accuracy", data, params=params, models=models, batch=batch, started=started
+    )

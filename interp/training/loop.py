@@ -47,6 +47,9 @@ class Schedule:
 class _Normalised(nn.Module):
     """The network on [0, 1] images, in whatever mode it is in (a `Model` is always frozen)."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, net: nn.Module, recipe: Recipe) -> None:
         super().__init__()
         self.net = net
@@ -67,13 +70,15 @@ def train(recipe: Recipe, images: Tensor, labels: Tensor, *, log: Path | None = 
         raise InputError(f"labels go up to {int(labels.max())}, the recipe has num_classes = {recipe.num_classes}")
     torch.manual_seed(recipe.seed)
     net = build(recipe.arch, num_classes=recipe.num_classes, arch_args=recipe.arch_args)
-    model = _Normalised(net, recipe).to(device, memory_format=torch.channels_last)
+    model = _Normalised(net, recipe).to(device).to(memory_format=torch.channels_last)
     average = ModelEmaV3(model, decay=recipe.ema, use_warmup=True)
     optimiser = torch.optim.AdamW(_groups(model, recipe.weight_decay), lr=recipe.lr)
     schedule = Schedule(recipe.lr_warmup, recipe.eps_warmup)
     total = max(1, int(recipe.epochs * (len(images) // recipe.batch_size)))
     meter = _Meter(log, recipe.batch_size)
-    for step, (x, y) in enumerate(tqdm(_batches(recipe, images, labels, total, device), total=total, desc=recipe.id, mininterval=5)):
+    for step, (x, y) in enumerate(
+        tqdm(_batches(recipe, images, labels, total, device), total=total, desc=recipe.id, mininterval=5)
+    ):
         share = step / total
         for group in optimiser.param_groups:
             group["lr"] = recipe.lr * schedule.lr(share)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from interp.types import InputError, Preprocess, Threat
+from interp.types import InputError, Preprocess, Threat, fraction
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if not 0 <= self.eps < 1:
-            raise InputError(f"eps is {self.eps}; expected a value in [0, 1), such as \"8/255\" (pixels are in [0, 1])")
+            raise InputError(f'eps is {self.eps}; expected a value in [0, 1), such as "8/255" (pixels are in [0, 1])')
         if self.epochs <= 0 or self.batch_size < 2 or self.lr <= 0 or self.steps < 1:
             raise InputError("epochs and lr must be above 0, batch_size at least 2 and steps at least 1")
 
@@ -54,8 +54,15 @@ class Recipe:
         """The threat model trained against, or None for standard training."""
         if self.eps == 0:
             return None
-        how = "FGSM with a random start" if self.steps == 1 else f"PGD-{self.steps}"
-        return Threat(self.norm, self.eps, f"{how}, step {self.step_size:g}·ε, ε warm-up over {self.eps_warmup:.0%} of the steps")
+        return Threat(self.norm, self.eps)
+
+    @property
+    def training(self) -> str:
+        """How the weights are made, in words, for the card."""
+        steps = "FGSM with a random start" if self.steps == 1 else f"PGD-{self.steps}"
+        how = f"adversarial, {steps}, step {self.step_size:g}·ε, ε warm-up over {self.eps_warmup:.0%} of the steps"
+        rest = f"{self.epochs:g} epochs, batch {self.batch_size}, AdamW {self.lr:g}, EMA {self.ema:g}"
+        return f"{how if self.eps else 'standard'}; {rest}"
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
@@ -70,7 +77,9 @@ class Recipe:
         for key in raw:
             if key not in known:
                 near = difflib.get_close_matches(key, known, n=1)
-                raise InputError(f"{path} has the key {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {known}"))
+                raise InputError(
+                    f"{path} has the key {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known: {known}")
+                )
         if isinstance(raw.get("eps"), str):
             raw["eps"] = fraction(raw["eps"])
         try:
@@ -78,12 +87,3 @@ class Recipe:
             return cls(**raw)
         except TypeError as error:
             raise InputError(f"{path}: {error}") from error
-
-
-def fraction(text: str) -> float:
-    """A number written as 8/255 or 0.03; raises InputError otherwise."""
-    try:
-        above, _, below = text.partition("/")
-        return float(above) / (float(below) if below else 1.0)
-    except (ValueError, ZeroDivisionError) as error:
-        raise InputError(f"{text!r} is not a number; write ε as 8/255 or 0.03") from error

@@ -1,0 +1,115 @@
+"""The main job: models and images → a study → one page."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from interp import study
+from interp.data.source import images
+from interp.models.load import check_labels, load, shipped
+from interp.models.model import Model, macs
+from interp.publish import as_text
+from interp.report.page import write
+from interp.report.words import interval
+from interp.result import Result
+from interp.types import Batch, Card, InputError
+
+log = logging.getLogger(__name__)
+
+
+def report(models: Sequence[Model], batch: Batch, folder: Path, *, title: str = "", notes: Sequence[str] = ()) -> Path:
+    """Run the main plan on the models and write FOLDER/index.html; results already in FOLDER/results are not computed again."""
+    if not models:
+        raise InputError("no models were given; expected at least one")
+    for model in models:
+        model.check_images(batch.images.shape)
+        check_labels(model.card, batch)
+    plan = study.main_plan(labelled=not bool((batch.labels < 0).any()))
+    results = study.run(models, batch, plan, folder / "results")
+    table = [_row(m, results.get("accuracy"), i) for i, m in enumerate(models)]
+    return write(results, folder, title=title or "What robust models see", models=table, notes=list(notes))
+
+
+def analyze(checkpoint: str, source: str, folder: Path, *, n: int | None = None, **answers: str | int | None) -> Path:
+    """The same for one checkpoint beside the shipped models that take the same images; answers go to `load`."""
+    batch = _images_for(checkpoint, source, n, answers.get("size"))
+    model = load(checkpoint, images=batch, **answers)  # type: ignore[arg-type]
+    model.check_images(batch.images.shape)
+    check_labels(model.card, batch)
+    beside = [other for other in (load(i) for i in shipped()) if other.digest != model.digest and _fits(other.card, model.card)]
+    plan = study.main_plan(labelled=not bool((batch.labels < 0).any()))
+    results = study.run([model, *beside], batch, plan, folder / "results")
+    table = [_row(m, results.get("accuracy"), i) for i, m in enumerate([model, *beside])]
+    notes = [_worth(model, results.get("accuracy"))]
+    if not beside:
+        notes.append(
+            "No shipped model has these classes and this image size: the checkpoint is shown alone, without independent judges."
+        )
+    return write(results, folder, title=f"What {model.card.id} sees", models=table, notes=notes)
+
+
+def _images_for(checkpoint: str, source: str, n: int | None, size: object) -> Batch:
+    """Images prepared as the checkpoint's card says; without a card they must have the right size already, or --size is given."""
+    ids = shipped()
+    sidecar = ids.get(checkpoint) or Path(checkpoint).with_name(Path(checkpoint).name.split(".")[0] + ".toml")
+    if sidecar.is_file():
+        return images(source, n=n, preprocess=Card.read(sidecar).preprocess)
+    if checkpoint.startswith("timm:"):
+        return images(source, n=n, preprocess=load(checkpoint).card.preprocess)
+    if isinstance(size, int):
+        from interp.types import Preprocess
+
+        return images(source, n=n, preprocess=Preprocess(size, size))
+    return images(source, n=n)
+
+
+def _fits(a: Card, b: Card) -> bool:
+    names = not a.labels or not b.labels or a.labels == b.labels
+    return a.num_classes == b.num_classes and a.preprocess.size == b.preprocess.size and names
+
+
+def _row(model: Model, measured: Result | None, position: int) -> dict[str, str]:
+    """One line of the table of models: the card's numbers where it has them, else those measured on these images."""
+    card = model.card
+    clean, robust = as_text(card.number("clean")), as_text(card.number("pgd20"))
+    if card.number("clean") is None and measured is not None:
+        n = measured.data["clean"].attrs["n"]
+        clean, robust = (f"{interval(measured, name, position, '.1%')}, n = {n} (here)" for name in ("clean", "robust"))
+    return {
+        "model": card.id,
+        "parameters": f"{model.parameters_count / 1e6:.2f} M",
+        "MACs": f"{macs(model) / 1e6:.0f} M",
+        "trained against": f"{card.threat.norm.replace('linf', 'L∞')} {card.threat.eps * 255:g}/255"
+        if card.threat
+        else card.training[:8] or "unknown",
+        "clean": clean,
+        "PGD-20, 8/255": robust,
+    }
+
+
+def _worth(model: Model, measured: Result | None) -> str:
+    """What a checkpoint is worth on these images, whatever its name says."""
+    about = f"{model.card.id}: {model.card.arch}, {model.parameters_count / 1e6:.2f} M parameters; {model.card.origin}."
+    if measured is None:
+        return f"{about} The images carry no labels: nothing was measured."
+    data = measured.data
+    clean, robust = (float(data[k].values[0]) for k in ("clean", "robust"))
+    low, high, chance = float(data["robust_low"].values[0]), float(data["robust_high"].values[0]), 1 / model.card.num_classes
+    right, held = (interval(measured, name, 0) for name in ("clean", "robust"))
+    said = f"On {data['clean'].attrs['n']} images it is right on {right}, under attack on {held}."
+    if clean < 2 * chance:
+        verdict = "It hardly beats chance here: architecture, normalisation, labels or images are not what it was trained with."
+    elif high < 0.25:
+        verdict = "It is not robust: the attack takes nearly all of its accuracy, as it does from a standard model."
+    elif low > chance:
+        verdict = (
+            "It withstands PGD better than chance; PGD gives an upper bound, and AutoAttack would say how much of it is real."
+        )
+    else:
+        verdict = "These images are too few to tell whether it is robust; use more."
+    claim = (
+        "" if model.robust or robust < 0.25 else " No threat model came with the file; the statement rests on the attack alone."
+    )
+    return f"{about} {said} {verdict}{claim}"

@@ -1,0 +1,50 @@
+"""Lines and intervals: accuracies, spectra of perturbations."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from interp.plots.style import colours, labels, look, rows
+from interp.result import Result
+
+
+def accuracies(result: Result) -> Figure:
+    """Clean and robust accuracy of every model with 95 % intervals."""
+    data = result.data
+    order = rows(data)[::-1]
+    with look():
+        fig = Figure(figsize=(4.6, 0.6 + 0.34 * len(order)))
+        ax = fig.add_axes((0, 0, 1, 1))
+        for k, (name, mark) in enumerate((("clean", "o"), ("robust", "s"))):
+            v = data[name].values[order]
+            ends = np.abs(np.stack([data[f"{name}_low"].values[order], data[f"{name}_high"].values[order]]) - v)
+            at = np.arange(len(order)) + 0.14 - 0.28 * k
+            for y, m, x, end in zip(at, order, v, ends.T, strict=True):
+                face = colours(data)[m] if k else "white"
+                ax.errorbar(x, y, xerr=end[:, None], fmt=mark, color=colours(data)[m], markerfacecolor=face, capsize=2)
+        ax.set_yticks(range(len(order)), [labels(data)[m] for m in order])
+        ax.set_xlim(0, 1)
+        eps = result.params["attack"]["eps"] * 255
+        ax.set_xlabel(f"accuracy: ○ clean, ■ under PGD at {eps:g}/255   (n = {data['clean'].attrs['n']}, 95 % Wilson intervals)")
+        ax.grid(axis="x", alpha=0.25)
+    return fig
+
+
+def spectra(result: Result) -> Figure:
+    """Share of δ's energy per band of spatial frequency; robust solid, standard dashed, the noise control dotted."""
+    data = result.data
+    with look():
+        fig = Figure(figsize=(4.6, 2.9))
+        ax = fig.add_axes((0, 0, 1, 1))
+        for m in rows(data):
+            control = str(data["group"].values[m]) == "control"
+            style = ":" if control else "-" if bool(data["robust"].values[m]) else "--"
+            colour = "0.35" if control else colours(data)[m]
+            ax.plot(data["frequency"], data["spectrum"].values[m], style, color=colour, label=labels(data)[m], lw=1.5)
+        ax.set_xlabel("spatial frequency |f| (cycles per pixel)")
+        ax.set_ylabel("share of the energy of δ per band")
+        ax.set_ylim(bottom=0)
+        ax.legend(frameon=False, fontsize=7)
+        ax.grid(alpha=0.25)
+    return fig

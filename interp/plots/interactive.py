@@ -1,0 +1,128 @@
+"""Plotly figures as HTML fragments, for pages on which hovering tells more than print."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+
+from interp.plots.style import PALETTE, colours, labels, rows
+from interp.result import Result
+
+
+def measures(result: Result) -> str:
+    """Every measure as points with intervals, one panel per measure; hovering shows model, value, interval and n."""
+    from plotly.subplots import make_subplots
+
+    data = result.data
+    names = [m for m in result.measures if data[m].dims == ("model",)]
+    order = rows(data)[::-1]
+    arrows = {"higher": " ↑", "lower": " ↓", "none": ""}
+    titles = [data[m].attrs["long_name"] + arrows[data[m].attrs["better"]] for m in names]
+    fig = make_subplots(rows=1, cols=len(names), subplot_titles=[_broken(t) for t in titles], shared_yaxes=True)
+    for c, name in enumerate(names, 1):
+        v = data[name].values[order]
+        low, high = data[f"{name}_low"].values[order], data[f"{name}_high"].values[order]
+        hover = [
+            f"{labels(data)[m]}<br>{v[i]:.3f} [{low[i]:.3f}, {high[i]:.3f}]<br>n = {data[name].attrs['n']}"
+            for i, m in enumerate(order)
+        ]
+        marks = {
+            "color": [colours(data)[m] for m in order],
+            "size": 9,
+            "symbol": [_symbol(bool(data["robust"].values[m])) for m in order],
+        }
+        error = {"type": "data", "symmetric": False, "array": high - v, "arrayminus": v - low, "color": "#999", "thickness": 1}
+        points = go.Scatter(
+            x=v,
+            y=[labels(data)[m] for m in order],
+            mode="markers",
+            marker=marks,
+            error_x=error,
+            hovertext=hover,
+            hoverinfo="text",
+        )
+        fig.add_trace(points, row=1, col=c)
+        fig.update_xaxes(title_text=data[name].attrs["unit"], row=1, col=c)
+    return _fragment(fig, height=140 + 34 * len(order))
+
+
+def spectra(result: Result) -> str:
+    """Spectra of the perturbations; hovering compares all models at one frequency."""
+    data = result.data
+    fig = go.Figure()
+    for m in rows(data):
+        control = str(data["group"].values[m]) == "control"
+        dash = "dot" if control else "solid" if bool(data["robust"].values[m]) else "dash"
+        line = {"color": "#666" if control else colours(data)[m], "dash": dash}
+        fig.add_scatter(
+            x=data["frequency"].values, y=data["spectrum"].values[m], name=labels(data)[m], line=line, mode="lines+markers"
+        )
+    fig.update_layout(
+        hovermode="x unified", xaxis_title="spatial frequency (cycles per pixel)", yaxis_title="share of δ's energy per band"
+    )
+    return _fragment(fig, height=420, legend=True)
+
+
+def confidence(result: Result) -> str:
+    """Share of images that reach the target (or lose their label) against ε, per model and direction."""
+    data = result.data
+    fig = go.Figure()
+    for m in rows(data):
+        for d, direction in enumerate(data["direction"].values):
+            line = {
+                "color": colours(data)[m],
+                "dash": "solid" if bool(data["robust"].values[m]) else "dash",
+                "width": 2.4 - 1.2 * d,
+            }
+            v, low, high = (data[f"success{end}"].values[m, d] for end in ("", "_low", "_high"))
+            hover = [f"{x:.0%} [{a:.0%}, {b:.0%}]" for x, a, b in zip(v, low, high, strict=True)]
+            eps = np.asarray(data["eps"].values) * 255
+            fig.add_scatter(x=eps, y=v, name=f"{labels(data)[m]}, {direction}", line=line, hovertext=hover, hoverinfo="name+text")
+    n = data["success"].attrs["n"]
+    fig.update_layout(
+        xaxis={"title": "ε · 255", "type": "log"}, yaxis={"title": f"share of images (n = {n})", "tickformat": ".0%"}
+    )
+    return _fragment(fig, height=460, legend=True)
+
+
+def _symbol(robust: bool) -> str:
+    return "circle" if robust else "circle-open"
+
+
+def _broken(title: str) -> str:
+    words, lines = title.split(), [""]
+    for word in words:
+        if len(lines[-1]) + len(word) > 22:
+            lines.append("")
+        lines[-1] += f" {word}"
+    return "<br>".join(line.strip() for line in lines)
+
+
+def _fragment(fig: go.Figure, *, height: int, legend: bool = False) -> str:
+    """HTML without plotly's script, which the page carries once; identifiers are fixed so that pages compare equal."""
+    fig.update_layout(
+        template="plotly_white",
+        height=height,
+        showlegend=legend,
+        colorway=list(PALETTE),
+        margin={"l": 40, "r": 20, "t": 60, "b": 50},
+    )
+    fig.update_annotations(font_size=11)
+    identifier = f"plot-{abs(hash_of(fig)) % 10**10}"
+    return str(
+        fig.to_html(full_html=False, include_plotlyjs=False, div_id=identifier, config={"displaylogo": False, "responsive": True})
+    )
+
+
+def hash_of(fig: go.Figure) -> int:
+    """A number from a figure's content, the same in every process."""
+    import hashlib
+
+    return int.from_bytes(hashlib.sha256(fig.to_json().encode()).digest()[:8])
+
+
+def script() -> str:
+    """plotly's own script, to be put into a page once so that it needs no network."""
+    from plotly.offline import get_plotlyjs
+
+    return str(get_plotlyjs())

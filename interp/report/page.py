@@ -1,0 +1,129 @@
+"""Results → one self-contained HTML page, with every figure beside it as PNG and PDF.
+
+The text beside a figure says how it was made and what the numbers show; every number is taken from the results.
+"""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+from interp.plots import curves, images, interactive, matrices
+from interp.plots.style import save
+from interp.report import words
+from interp.result import Result
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One figure of the page: its file name, caption, and the PNG as a data address."""
+
+    name: str
+    caption: str
+    data: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading with what is seen, how it was computed, figures, and plotly fragments."""
+
+    title: str
+    seen: str
+    how: str
+    pictures: list[Picture]
+    interactive: list[str]
+    folded: list[Picture]
+
+
+def write(results: dict[str, Result], folder: Path, *, title: str, models: list[dict[str, str]], notes: list[str]) -> Path:
+    """Draw all figures into FOLDER and write FOLDER/index.html, replacing it only when it is complete.
+
+    results: by kind, as `study.run` returns them. models: rows of the table of models. notes: paragraphs set above it.
+    """
+    sections = _sections(results, folder)
+    environment = Environment(loader=PackageLoader("interp.report", "."), autoescape=True, undefined=StrictUndefined)
+    html = environment.get_template("page.html").render(
+        title=title,
+        notes=notes,
+        models=models,
+        sections=sections,
+        script=interactive.script(),
+        made=next(iter(results.values())).made["versions"],
+        files=sorted(f"results/{kind}-{result.key}.nc" for kind, result in results.items()),
+        seconds=sum(result.made["seconds"] for result in results.values()),
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".part-", suffix=".html", delete=False, encoding="utf-8") as f:
+        f.write(html)
+    Path(f.name).chmod(0o644)
+    return Path(f.name).replace(folder / "index.html")
+
+
+def _sections(results: dict[str, Result], folder: Path) -> list[Section]:
+    """The sections in the order of the argument: worth, perturbations, gradients, attention, attributes."""
+    sections = {
+        "accuracy": _accuracy,
+        "sweep": _sweep,
+        "synthesis": _synthesis,
+        "gradients": _gradients,
+        "attention": _attention,
+        "compare": _compare,
+    }
+    wanted = [kind for kind in sections if kind in results]
+    return [sections[kind](results[kind], folder) for kind in tqdm(wanted, desc="figures", leave=False)]
+
+
+def _draw(fig: Figure, folder: Path, name: str, caption: str) -> Picture:
+    path = save(fig, folder, name)
+    return Picture(name, caption, base64.b64encode(path.read_bytes()).decode())
+
+
+def _accuracy(r: Result, folder: Path) -> Section:
+    picture = _draw(curves.accuracies(r), folder, "accuracy", "Accuracy on the images of this page.")
+    return _section(words.accuracy(r), [picture])
+
+
+def _sweep(r: Result, folder: Path) -> Section:
+    strips = []
+    for i in range(r.data.sizes["image"]):
+        name = images.name_of(r.data, int(r.data["label"].values[i])).replace("?", "image")
+        caption = f"{name}: what each model changes as ε grows. Under each picture: the model's own reading."
+        strips.append(_draw(images.strip(r, image=i), folder, f"perturbations_{i}_{name}", caption))
+    return _section(words.sweep(r), strips[:2], [interactive.confidence(r)], strips[2:])
+
+
+def _synthesis(r: Result, folder: Path) -> Section:
+    caption = "Drawn from noise toward each class. own: the model's confidence; others: mean confidence of all other models."
+    return _section(words.synthesis(r), [_draw(images.synthesis(r), folder, "synthesis", caption)])
+
+
+def _gradients(r: Result, folder: Path) -> Section:
+    caption = "Mean input gradient along the attack, summed over channels, in units of its root mean square."
+    return _section(words.gradients(r), [_draw(images.gradients(r), folder, "gradients", caption)])
+
+
+def _attention(r: Result, folder: Path) -> Section:
+    caption = "Attention over the dimmed image, in multiples of its mean."
+    return _section(words.attention(r), [_draw(images.attention(r), folder, "attention", caption)])
+
+
+def _compare(r: Result, folder: Path) -> Section:
+    pictures = [
+        _draw(matrices.measures(r), folder, "measures", "Models × measures."),
+        _draw(matrices.judges(r), folder, "judges_perturbation", "Which judge reads (δ + ε)/2ε as the target."),
+        _draw(matrices.judges(r, name="transferred_to"), folder, "judges_image", "Which judge reads x + δ as the target."),
+        _draw(curves.spectra(r), folder, "spectra", "Where in the spectrum the perturbations lie."),
+    ]
+    return _section(words.compare(r), pictures, [interactive.measures(r), interactive.spectra(r)])
+
+
+def _section(
+    text: words.Text, pictures: list[Picture], fragments: list[str] | None = None, folded: list[Picture] | None = None
+) -> Section:
+    return Section(text.title, text.seen, text.how, pictures, fragments or [], folded or [])

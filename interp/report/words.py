@@ -1,0 +1,166 @@
+"""The sentences of a report: what is seen, from the numbers of a result, and how it was computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from interp.plots.images import name_of
+from interp.plots.style import epsilon, labels, rows
+from interp.result import Result
+
+
+@dataclass(frozen=True)
+class Text:
+    """A section's words: title, what is seen, how it was computed."""
+
+    title: str
+    seen: str
+    how: str
+
+
+def pairs(result: Result) -> list[tuple[int, int]]:
+    """Positions of (standard, robust) twins: one architecture, one of each."""
+    data = result.data
+    found = []
+    for group in dict.fromkeys(data["group"].values.tolist()):
+        members = [i for i in range(data.sizes["model"]) if data["group"].values[i] == group]
+        robust = [i for i in members if data["robust"].values[i]]
+        standard = [i for i in members if not data["robust"].values[i]]
+        if len(robust) == 1 and len(standard) == 1:
+            found.append((standard[0], robust[0]))
+    return found
+
+
+def versus(result: Result, values: np.ndarray, form: str = ".2f") -> str:
+    """'XCiT 0.38 → 0.21' for each pair of twins: standard first, then robust."""
+    names = labels(result.data)
+    each = [f"{names[r].removesuffix(' robust')} {values[s]:{form}} → {values[r]:{form}}" for s, r in pairs(result)]
+    return ", ".join(each)
+
+
+def interval(result: Result, name: str, m: int, form: str = ".0%") -> str:
+    """Mean and interval of one model's measure."""
+    d = result.data
+    return f"{d[name].values[m]:{form}} [{d[f'{name}_low'].values[m]:{form}}, {d[f'{name}_high'].values[m]:{form}}]"
+
+
+def accuracy(result: Result) -> Text:
+    """Worth of each model on the page's images."""
+    data, attack = result.data, result.params["attack"]
+    each = "; ".join(
+        f"{labels(data)[m]}: clean {interval(result, 'clean', m)}, under attack {interval(result, 'robust', m)}"
+        for m in rows(data)
+    )
+    n = data["clean"].attrs["n"]
+    small = " With so few images the intervals are wide: the cards' numbers, from more images, weigh more." if n < 200 else ""
+    return Text(
+        "Accuracy on these images",
+        f"{each}.{small}",
+        f"n = {n}. Attack: {attack['norm'].replace('linf', 'L∞')} PGD, {epsilon(attack['eps'])}, {attack['steps']} steps of "
+        f"{(attack['step_size'] or 0) * 255:g}/255, random start, on cross-entropy and then on the margin for the images that are left; "
+        "an image counts as robust only where both fail. 95 % Wilson intervals. This is an upper bound on robustness.",
+    )
+
+
+def sweep(result: Result) -> Text:
+    """What grows with ε."""
+    data = result.data
+    first, last = float(data["eps"].values[0]), float(data["eps"].values[-1])
+    toward = data["success"].values[:, 1]
+    return Text(
+        "Perturbations as ε grows",
+        f"Share of images that each model comes to see as the target, standard → robust: at {epsilon(first)} "
+        f"{versus(result, toward[:, 0], '.0%') or _each(result, toward[:, 0])}; at {epsilon(last)} "
+        f"{versus(result, toward[:, -1], '.0%') or _each(result, toward[:, -1])}. Standard models need little to change "
+        "their mind; what matters is what is written into the image once ε is large.",
+        f"PGD, {result.params['attack']['steps']} steps of 1.5·ε/steps, per image away from its class and toward another. "
+        "At ε = 1 (L∞) every image is within reach and only the box [0, 1] binds. The picture itself is shown, not the difference.",
+    )
+
+
+def synthesis(result: Result) -> Text:
+    """Whether others recognise what a model draws."""
+    data = result.data
+    own, others = data["own"].values.mean((1, 2)), data["others"].values.mean((1, 2))
+    chance = 1 / data.sizes["target"]
+    return Text(
+        "Synthesis from noise",
+        f"Mean confidence in the target of the other models, which is the test of what was drawn (standard → robust): "
+        f"{versus(result, others, '.0%') or _each(result, others)}; chance is {chance:.0%}. Each model's own confidence says only that "
+        f"the attack worked: {versus(result, own, '.0%') or _each(result, own)}.",
+        f"From one uniform noise image per class, the same for all models: targeted PGD with ε = {result.params['attack']['eps']:g} "
+        f"(unbounded but for the box), {result.params['attack']['steps']} steps of 1.5·ε/steps, as in the notebook of arXiv 2209.07399.",
+    )
+
+
+def gradients(result: Result) -> Text:
+    """How persistent and large the gradients are."""
+    data = result.data
+    size = data["size"].values.mean(1)
+    return Text(
+        "Accumulated input gradients",
+        f"Neighbouring gradients along the attack have cosine (standard → robust) "
+        f"{versus(result, data['cosine'].values) or _each(result, data['cosine'].values, '.2f')}: where it is near 1 the loss is smooth and "
+        f"gradients add up, where it is near 0 they cancel. Root mean square of the mean gradient: "
+        f"{versus(result, size, '.1e') or _each(result, size, '.1e')}.",
+        f"Mean of ∇ₓ cross-entropy over the {result.params['attack']['steps']} iterates of an untargeted PGD at "
+        f"{epsilon(result.params['attack']['eps'])}. Each panel is in units of its own root mean square, printed below it, and all panels share "
+        "one scale: the pattern is compared, the size is read from the number.",
+    )
+
+
+def attention(result: Result) -> Text:
+    """How each family's picture was read."""
+    data = result.data
+    peak = np.quantile(data["map"].values, 0.99, axis=(1, 2, 3))
+    methods = "; ".join(f"{labels(data)[m]}: {data['method'].values[m]}" for m in rows(data))
+    return Text(
+        "Attention",
+        f"How strongly attention gathers: its 99th percentile over pixels in multiples of the mean (standard → robust) "
+        f"{versus(result, peak, '.1f') or _each(result, peak, '.1f')}. 1 would be a uniform map.",
+        f"{methods}. Maps are enlarged bilinearly from the layer's grid. The three readings are different quantities: "
+        "compare a robust model with its standard twin, not attention with Grad-CAM.",
+    )
+
+
+def compare(result: Result) -> Text:
+    """What the measures say, with the control beside it."""
+    data = result.data
+    control = data.sizes["model"] - 1
+    lines = []
+    for name in ("classified", "transferred", "centroid", "edges"):
+        v = data[name].values
+        text = versus(result, v) or _each(result, v, ".2f")
+        lines.append(f"{data[name].attrs['long_name']}: {text}; noise control {v[control]:.2f}")
+    attack = result.params["attack"]
+    return Text(
+        "Semantic attributes",
+        f"Standard → robust. {'. '.join(lines)}. {_verdict(result)}",
+        f"δ: targeted {attack['norm'].replace('linf', 'L∞')} PGD, {epsilon(attack['eps'])}, {attack['steps']} steps, each image toward "
+        f"{result.params['targets']} other classes; judges are the other models. Chance is {data.attrs['chance']:.0%}. Spectral centroid of δ in "
+        "cycles per pixel; edge alignment is the correlation of the accumulated gradient with the Sobel magnitude of the image. "
+        f"n = {data['classified'].attrs['n']} images, 95 % bootstrap intervals over images; the control puts uniform noise in place of δ and of the gradient.",
+    )
+
+
+def _verdict(result: Result) -> str:
+    """How many twins differ beyond their intervals, measure by measure; nothing where there are no twins."""
+    data, both = result.data, pairs(result)
+    parts = []
+    for name in ("classified", "transferred", "centroid", "edges") if both else ():
+        sign = -1 if data[name].attrs["better"] == "lower" else 1
+        low, high = data[f"{name}_low"].values * sign, data[f"{name}_high"].values * sign
+        low, high = np.minimum(low, high), np.maximum(low, high)
+        ahead = sum(low[r] > high[s] for s, r in both)
+        behind = sum(high[r] < low[s] for s, r in both)
+        parts.append(f"{data[name].attrs['long_name']} {ahead} of {len(both)} ahead" + (f", {behind} behind" if behind else ""))
+    return f"Robust models beyond their twins' intervals: {'; '.join(parts)}." if parts else ""
+
+
+def _each(result: Result, values: np.ndarray, form: str = ".0%") -> str:
+    return ", ".join(f"{labels(result.data)[m]} {values[m]:{form}}" for m in rows(result.data))
+
+
+__all__ = ["Text", "accuracy", "attention", "compare", "gradients", "name_of", "sweep", "synthesis"]
