@@ -76,7 +76,7 @@ def _row(model: Model, measured: Result | None, position: int) -> dict[str, str]
     clean, robust = as_text(card.number("clean")), as_text(card.number("pgd20"))
     if card.number("clean") is None and measured is not None:
         n = measured.data["clean"].attrs["n"]
-        clean, robust = (f"{interval(measured, name, position, '.1%')}, n = {n} (here)" for name in ("clean", "robust"))
+        clean, robust = (f"{interval(measured, name, position, '.1%')}, n = {n} (here)" for name in ("clean", "attacked"))
     return {
         "model": card.id,
         "parameters": f"{model.parameters_count / 1e6:.2f} M",
@@ -95,9 +95,9 @@ def _worth(model: Model, measured: Result | None) -> str:
     if measured is None:
         return f"{about} The images carry no labels: nothing was measured."
     data = measured.data
-    clean, robust = (float(data[k].values[0]) for k in ("clean", "robust"))
-    low, high, chance = float(data["robust_low"].values[0]), float(data["robust_high"].values[0]), 1 / model.card.num_classes
-    right, held = (interval(measured, name, 0) for name in ("clean", "robust"))
+    clean, robust = (float(data[k].values[0]) for k in ("clean", "attacked"))
+    low, high, chance = float(data["attacked_low"].values[0]), float(data["attacked_high"].values[0]), 1 / model.card.num_classes
+    right, held = (interval(measured, name, 0) for name in ("clean", "attacked"))
     said = f"On {data['clean'].attrs['n']} images it is right on {right}, under attack on {held}."
     if clean < 2 * chance:
         verdict = "It hardly beats chance here: architecture, normalisation, labels or images are not what it was trained with."

@@ -118,7 +118,7 @@ def sweep(models: Sequence[Model], batch: Batch, params: Sweep = Sweep()) -> Res
             "predicted": (dims, predicted),
             "confidence": (dims, confidence),
             "target": (("model", "image"), goal),
-            "label": ("image", batch.labels.numpy()),
+            "truth": ("image", batch.labels.numpy()),
         },
         coords=model_coords(models) | {"direction": list(DIRECTIONS), "eps": list(params.eps), "image": list(batch.ids)},
     )

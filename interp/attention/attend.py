@@ -48,7 +48,7 @@ def attend(models: Sequence[Model], batch: Batch, params: Attend = Attend()) -> 
             "map": (("model", "image", "y", "x"), maps, {"unit": "× mean"}),
             "method": ("model", methods),
             "original": (("image", "y", "x", "channel"), pixels(batch.images)),
-            "label": ("image", batch.labels.numpy()),
+            "truth": ("image", batch.labels.numpy()),
         },
         coords=model_coords(models) | {"image": list(batch.ids)},
     )

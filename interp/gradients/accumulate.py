@@ -74,7 +74,7 @@ def accumulate(models: Sequence[Model], batch: Batch, params: Accumulate = Accum
             "agreement": ((*dims, "y", "x"), agreement),
             "size": (dims, np.sqrt((mean**2).mean((2, 3, 4)))),
             "original": (("image", "y", "x", "channel"), pixels(batch.images)),
-            "label": ("image", batch.labels.numpy()),
+            "truth": ("image", batch.labels.numpy()),
         },
         coords=model_coords(models) | {"image": list(batch.ids)},
     )

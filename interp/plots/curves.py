@@ -16,7 +16,7 @@ def accuracies(result: Result) -> Figure:
     with look():
         fig = Figure(figsize=(4.6, 0.6 + 0.34 * len(order)))
         ax = fig.add_axes((0, 0, 1, 1))
-        for k, (name, mark) in enumerate((("clean", "o"), ("robust", "s"))):
+        for k, (name, mark) in enumerate((("clean", "o"), ("attacked", "s"))):
             v = data[name].values[order]
             ends = np.abs(np.stack([data[f"{name}_low"].values[order], data[f"{name}_high"].values[order]]) - v)
             at = np.arange(len(order)) + 0.14 - 0.28 * k

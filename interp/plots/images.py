@@ -41,14 +41,14 @@ def strip(result: Result, *, image: int = 0) -> Figure:
                 ax.imshow(data["picture"].values[m, d, e])
                 seen = name_of(data, int(data["predicted"].values[m, d, e]))
                 ax.set_xlabel(f"{seen} {data['confidence'].values[m, d, e]:.0%}", labelpad=2, fontsize=6.5)
-        axes[0, 0].set_title(f"{name_of(data, int(data['label']))}\n(original)")
+        axes[0, 0].set_title(f"{name_of(data, int(data['truth']))}\n(original)")
         for c, (_, e) in enumerate(columns, 1):
             axes[0, c].set_title(epsilon(float(eps[e])).replace(" (", "\n("))
         row_names(axes, [labels(data)[m] for m in order])
         goals = {name_of(data, int(t)) for t in data["target"].values}
         goal = goals.pop() if len(goals) == 1 else "the target"
         steps, norm = result.params["attack"]["steps"], result.params["attack"]["norm"].replace("linf", "L∞").replace("l2", "L2")
-        for d, text in enumerate((f"away from {name_of(data, int(data['label']))}", f"toward {goal}")):
+        for d, text in enumerate((f"away from {name_of(data, int(data['truth']))}", f"toward {goal}")):
             first, last = axes[0, 1 + d * len(eps)], axes[0, (d + 1) * len(eps)]
             x = (first.get_position().x0 + last.get_position().x1) / 2
             fig.text(x, 0.998, f"{text}  ({norm}, {steps} steps)", ha="center", va="top", weight="bold")
@@ -90,7 +90,7 @@ def gradients(result: Result, *, most: int = 6, limit: float = 3.0) -> Figure:
                 ax.imshow(unit, cmap=DIVERGING, vmin=-limit, vmax=limit, interpolation="nearest")
                 ax.set_xlabel(f"rms {sizes[m, i]:.1e}", labelpad=1.5, fontsize=6)
         _head(axes, data, order)
-        row_names(axes, [name_of(data, int(v)) for v in data["label"].values])
+        row_names(axes, [name_of(data, int(v)) for v in data["truth"].values])
         _bar(fig, axes, DIVERGING, (-limit, limit), "gradient / its rms over the panel; one scale for all panels")
     return fig
 
@@ -109,7 +109,7 @@ def attention(result: Result, *, most: int = 6, limit: float = 4.0) -> Figure:
                 ax.imshow(0.35 + 0.65 * grey)
                 ax.imshow(data["map"].values[m, i], cmap=SEQUENTIAL, vmin=0, vmax=limit, alpha=0.72, interpolation="bilinear")
         _head(axes, data, order)
-        row_names(axes, [name_of(data, int(v)) for v in data["label"].values])
+        row_names(axes, [name_of(data, int(v)) for v in data["truth"].values])
         _bar(fig, axes, SEQUENTIAL, (0, limit), "attention / its mean over the image; 1 is uniform; one scale for all panels")
     return fig
 

@@ -92,7 +92,7 @@ def _accuracy(r: Result, folder: Path) -> Section:
 def _sweep(r: Result, folder: Path) -> Section:
     strips = []
     for i in range(r.data.sizes["image"]):
-        name = images.name_of(r.data, int(r.data["label"].values[i])).replace("?", "image")
+        name = images.name_of(r.data, int(r.data["truth"].values[i])).replace("?", "image")
         caption = f"{name}: what each model changes as ε grows. Under each picture: the model's own reading."
         strips.append(_draw(images.strip(r, image=i), folder, f"perturbations_{i}_{name}", caption))
     return _section(words.sweep(r), strips[:2], [interactive.confidence(r)], strips[2:])

@@ -50,7 +50,7 @@ def accuracy(result: Result) -> Text:
     """Worth of each model on the page's images."""
     data, attack = result.data, result.params["attack"]
     each = "; ".join(
-        f"{labels(data)[m]}: clean {interval(result, 'clean', m)}, under attack {interval(result, 'robust', m)}"
+        f"{labels(data)[m]}: clean {interval(result, 'clean', m)}, under attack {interval(result, 'attacked', m)}"
         for m in rows(data)
     )
     n = data["clean"].attrs["n"]

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from interp.attacks.pgd import PGD, attack
 from interp.models.load import check_labels
-from interp.models.model import Model, macs
+from interp.models.model import Model, macs, model_coords
 from interp.result import Result, with_interval
 from interp.stats import wilson
 from interp.types import Batch, InputError
@@ -56,14 +56,14 @@ def accuracy(models: Sequence[Model], batch: Batch, params: Accuracy = Accuracy(
     if bool((batch.labels < 0).any()):
         raise InputError("accuracy needs labelled images; a single image file has no label: use folder: or parquet:")
     started = time.perf_counter()
-    names = ("clean", "robust")
+    names = ("clean", "attacked")
     rates = []
     for model in tqdm(models, desc="accuracy", leave=False):
         check_labels(model.card, batch)
         clean = correct(model, batch, chunk=params.chunk)
         robust = correct(model, batch, params.attack, chunk=params.chunk, losses=("ce", "margin"))
         rates.append([wilson(int(v.sum()), len(v)) for v in (clean, robust)])
-    data = xr.Dataset(coords={"model": [m.card.id for m in models]})
+    data = xr.Dataset(coords=model_coords(models))
     for i, name in enumerate(names):
         of_all = [r[i] for r in rates]
         data = data.assign(with_interval(name, ("model",), of_all, (len(models),), unit="share", better="higher", n=len(batch)))

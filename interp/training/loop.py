@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from interp.attacks.pgd import PGD, attack
+from interp.loading.detect import mismatch
+from interp.loading.read import read_tensors
 from interp.models.build import build
 from interp.training.augment import crop_and_flip
 from interp.training.recipe import Recipe
@@ -70,6 +72,8 @@ def train(recipe: Recipe, images: Tensor, labels: Tensor, *, log: Path | None = 
         raise InputError(f"labels go up to {int(labels.max())}, the recipe has num_classes = {recipe.num_classes}")
     torch.manual_seed(recipe.seed)
     net = build(recipe.arch, num_classes=recipe.num_classes, arch_args=recipe.arch_args)
+    if recipe.start:
+        load_weights(net, Path(recipe.start))
     model = _Normalised(net, recipe).to(device).to(memory_format=torch.channels_last)
     average = ModelEmaV3(model, decay=recipe.ema, use_warmup=True)
     optimiser = torch.optim.AdamW(_groups(model, recipe.weight_decay), lr=recipe.lr)
@@ -97,6 +101,14 @@ def train(recipe: Recipe, images: Tensor, labels: Tensor, *, log: Path | None = 
         meter.update(step, loss, (logits.argmax(1) == y).float().mean())
     meter.close()
     return average.module.net.eval().requires_grad_(False)
+
+
+def load_weights(net: nn.Module, path: Path) -> None:
+    """Fill a network from a checkpoint of the same architecture; raises InputError where names or shapes differ."""
+    tensors = read_tensors(path)
+    if difference := mismatch(tensors, {k: v.shape for k, v in net.state_dict().items()}):
+        raise InputError(f"{path} does not fit the recipe's architecture: {difference}")
+    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
 
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:

@@ -19,6 +19,7 @@ class Recipe:
     eps = 0 means standard training; otherwise PGD with `steps` steps of `step_size`·ε from a random start (steps = 1 is
     FGSM with a random start, Wong et al., arXiv 2001.03994). ε grows linearly from 0 over the first `eps_warmup` share of
     all steps (the ε warm-up of arXiv 2209.07399); the learning rate over the first `lr_warmup`, then falls on a cosine.
+    start: a checkpoint file of the same architecture to go on from; empty for random weights.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Recipe:
     ema: float = 0.998
     pad: int = 4
     flip: bool = True
+    start: str = ""
     seed: int = 0
     licence: str = "Apache-2.0"
 
@@ -62,7 +64,8 @@ class Recipe:
         steps = "FGSM with a random start" if self.steps == 1 else f"PGD-{self.steps}"
         how = f"adversarial, {steps}, step {self.step_size:g}·ε, ε warm-up over {self.eps_warmup:.0%} of the steps"
         rest = f"{self.epochs:g} epochs, batch {self.batch_size}, AdamW {self.lr:g}, EMA {self.ema:g}"
-        return f"{how if self.eps else 'standard'}; {rest}"
+        before = f"; from {Path(self.start).stem}" if self.start else ""
+        return f"{how if self.eps else 'standard'}; {rest}{before}"
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
