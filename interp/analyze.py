@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from interp import study
@@ -14,40 +13,59 @@ from interp.publish import as_text
 from interp.report.page import write
 from interp.report.words import interval
 from interp.result import Result
-from interp.types import Batch, Card, InputError
-
-log = logging.getLogger(__name__)
+from interp.types import Batch, Card, InputError, Preprocess
 
 
-def report(models: Sequence[Model], batch: Batch, folder: Path, *, title: str = "", notes: Sequence[str] = ()) -> Path:
-    """Run the main plan on the models and write FOLDER/index.html; results already in FOLDER/results are not computed again."""
+def report(
+    models: Sequence[Model], batch: Batch, folder: Path, *, plan: Sequence[study.Analysis] = (), notes: Sequence[str] = ()
+) -> Path:
+    """Run a plan (the main one if none is given) and write FOLDER/index.html.
+
+    Results already in FOLDER/results are not computed again. Raises InputError where models and images do not fit.
+    """
     if not models:
         raise InputError("no models were given; expected at least one")
     for model in models:
         model.check_images(batch.images.shape)
         check_labels(model.card, batch)
-    plan = study.main_plan(labelled=not bool((batch.labels < 0).any()))
-    results = study.run(models, batch, plan, folder / "results")
-    table = [_row(m, results.get("accuracy"), i) for i, m in enumerate(models)]
-    return write(results, folder, title=title or "What robust models see", models=table, notes=list(notes))
+    return _page(models, batch, folder, plan, "What robust models see", lambda _: list(notes))
 
 
-def analyze(checkpoint: str, source: str, folder: Path, *, n: int | None = None, **answers: str | int | None) -> Path:
+def analyze(
+    checkpoint: str,
+    source: str,
+    folder: Path,
+    *,
+    n: int | None = None,
+    plan: Sequence[study.Analysis] = (),
+    **answers: str | int | None,
+) -> Path:
     """The same for one checkpoint beside the shipped models that take the same images; answers go to `load`."""
     batch = _images_for(checkpoint, source, n, answers.get("size"))
     model = load(checkpoint, images=batch, **answers)  # type: ignore[arg-type]
     model.check_images(batch.images.shape)
     check_labels(model.card, batch)
     beside = [other for other in (load(i) for i in shipped()) if other.digest != model.digest and _fits(other.card, model.card)]
-    plan = study.main_plan(labelled=not bool((batch.labels < 0).any()))
-    results = study.run([model, *beside], batch, plan, folder / "results")
-    table = [_row(m, results.get("accuracy"), i) for i, m in enumerate([model, *beside])]
-    notes = [_worth(model, results.get("accuracy"))]
-    if not beside:
-        notes.append(
-            "No shipped model has these classes and this image size: the checkpoint is shown alone, without independent judges."
-        )
-    return write(results, folder, title=f"What {model.card.id} sees", models=table, notes=notes)
+    alone = "No shipped model has these classes and this image size: the checkpoint is shown alone, without independent judges."
+
+    def notes(results: dict[str, Result]) -> list[str]:
+        return [_worth(model, results.get("accuracy"))] + ([] if beside else [alone])
+
+    return _page([model, *beside], batch, folder, plan, f"What {model.card.id} sees", notes)
+
+
+def _page(
+    models: Sequence[Model],
+    batch: Batch,
+    folder: Path,
+    plan: Sequence[study.Analysis],
+    title: str,
+    notes: Callable[[dict[str, Result]], list[str]],
+) -> Path:
+    plan = plan or study.main_plan(labelled=not bool((batch.labels < 0).any()))
+    results = study.run(models, batch, plan, folder / "results")
+    table = [_row(m, results.get("accuracy"), i) for i, m in enumerate(models)]
+    return write(results, folder, title=title, models=table, notes=notes(results))
 
 
 def _images_for(checkpoint: str, source: str, n: int | None, size: object) -> Batch:
@@ -59,8 +77,6 @@ def _images_for(checkpoint: str, source: str, n: int | None, size: object) -> Ba
     if checkpoint.startswith("timm:"):
         return images(source, n=n, preprocess=load(checkpoint).card.preprocess)
     if isinstance(size, int):
-        from interp.types import Preprocess
-
         return images(source, n=n, preprocess=Preprocess(size, size))
     return images(source, n=n)
 

@@ -212,14 +212,17 @@ def train(
 
 
 @app.command(name="models")
-def list_models() -> None:
+def list_models(markdown: Annotated[bool, typer.Option(help="The table of checkpoints/README.md.")] = False) -> None:
     """The checkpoints at hand, with what their cards say."""
     from rich.table import Table
 
     from interp.models.load import shipped
-    from interp.publish import as_text
+    from interp.publish import as_text, checkpoint_table
     from interp.types import Card
 
+    if markdown:
+        typer.echo(checkpoint_table([Card.read(path) for path in shipped().values()]))
+        return
     table = Table("id", "trained against", "clean", "PGD-20 at 8/255", box=None)
     for path in shipped().values():
         card = Card.read(path)

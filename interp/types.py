@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
 import tomli_w
 import torch
 from torch import Tensor
@@ -120,7 +121,9 @@ class Card:
             raw["threat"] = Threat(**raw["threat"]) if raw.get("threat") else None
             raw["numbers"] = tuple(Number(**n) for n in raw.get("numbers", ()))
             return cls(**raw)
-        except (tomllib.TOMLDecodeError, KeyError, TypeError) as error:
+        except InputError:
+            raise
+        except (ValueError, KeyError, TypeError) as error:  # ValueError: no TOML, or words where numbers belong
             raise InputError(f"not a model card: {error}; compare with the cards in checkpoints/") from error
 
     @classmethod
@@ -129,11 +132,16 @@ class Card:
         return cls.from_toml(path.read_text(encoding="utf-8"))
 
 
+def pixels(x: Tensor) -> np.ndarray:
+    """Images (n, 3, h, w) as an array (n, h, w, 3), the order that pictures are drawn and stored in."""
+    return x.detach().cpu().permute(0, 2, 3, 1).contiguous().numpy()
+
+
 def fraction(text: str) -> float:
     """A number written as 8/255 or 0.03; raises InputError otherwise."""
     try:
-        above, _, below = text.partition("/")
-        return float(above) / (float(below) if below else 1.0)
+        above, slash, below = text.partition("/")
+        return float(above) / (float(below) if slash else 1.0)
     except (ValueError, ZeroDivisionError) as error:
         raise InputError(f"{text!r} is not a number; write ε as 8/255 or 0.03") from error
 

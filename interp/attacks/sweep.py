@@ -14,14 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor
 from tqdm import tqdm
 
 from interp.attacks.pgd import PGD, attack
 from interp.models.model import Model, model_coords
 from interp.result import Result, with_interval
 from interp.stats import wilson
-from interp.types import Batch, InputError, Labels
+from interp.types import Batch, InputError, Labels, pixels
 
 DIRECTIONS = ("away", "toward")
 
@@ -58,11 +57,6 @@ class Synthesis:
     attack: PGD = PGD(15.0, steps=100, targeted=True)
     seeds: int = 1
     chunk: int = 16
-
-
-def pixels(x: Tensor) -> np.ndarray:
-    """Images (n, 3, h, w) as an array (n, h, w, 3), for pictures."""
-    return x.detach().cpu().permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def targets_of(labels: Labels, classes: int, target: int | None) -> Labels:

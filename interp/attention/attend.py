@@ -10,11 +10,10 @@ import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
-from interp.attacks.sweep import pixels
 from interp.attention.read import spatial_attention
 from interp.models.model import Model, model_coords
 from interp.result import Result
-from interp.types import Batch
+from interp.types import Batch, pixels
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def decode(source: Path | bytes, *, name: str, preprocess: Preprocess | None = N
     try:
         image: Image.Image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
         image.load()
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: broken PNG chunks
         raise InputError(f"{name} is not a readable image ({error}); expected PNG, JPEG, WebP or BMP") from error
     image = _to_rgb(image, name)
     if preprocess is not None:

@@ -13,12 +13,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from interp.attacks.pgd import PGD
-from interp.attacks.sweep import labels_for, pixels
+from interp.attacks.sweep import labels_for
 from interp.gradients.sources import over_noise, over_path, over_steps
 from interp.models.model import Model, model_coords
 from interp.result import Result, with_interval
 from interp.stats import Running, bootstrap, cosine
-from interp.types import Batch, InputError, Labels
+from interp.types import Batch, InputError, Labels, pixels
 
 
 @dataclass(frozen=True)

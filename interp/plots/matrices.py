@@ -23,11 +23,12 @@ def measures(result: Result) -> Figure:
         for c, name in enumerate(names):
             v = data[name].values[order]
             low, high = data[f"{name}_low"].values[order], data[f"{name}_high"].values[order]
-            span = np.nanmax(v) - np.nanmin(v)
-            shade = (v - np.nanmin(v)) / span if span else np.full_like(v, 0.5)
-            shade = 1 - shade if data[name].attrs["better"] == "lower" else shade
+            shade = _shades(v, lower_is_better=data[name].attrs["better"] == "lower")
             for r in range(len(order)):
-                ax.imshow([[np.nan_to_num(shade[r])]], extent=(c, c + 1, r + 1, r), cmap=NEUTRAL, vmin=0, vmax=1, aspect="auto")
+                if np.isnan(v[r]):
+                    ax.text(c + 0.5, r + 0.5, "–", ha="center", va="center")
+                    continue
+                ax.imshow([[shade[r]]], extent=(c, c + 1, r + 1, r), cmap=NEUTRAL, vmin=0, vmax=1, aspect="auto")
                 ink = "white" if shade[r] < 0.55 else "black"
                 ax.text(c + 0.5, r + 0.38, f"{v[r]:.3f}", ha="center", va="center", color=ink, weight="bold")
                 ax.text(c + 0.5, r + 0.72, f"[{low[r]:.3f}, {high[r]:.3f}]", ha="center", va="center", color=ink, fontsize=6)
@@ -45,6 +46,14 @@ def measures(result: Result) -> Figure:
         note = f"n = {n} images, mean and 95 % bootstrap interval. Colour: from the worst to the best mean of each column."
         ax.text(0, len(order) + 0.35, note, fontsize=6.5, va="center")
     return fig
+
+
+def _shades(v: np.ndarray, *, lower_is_better: bool) -> np.ndarray:
+    """Values of a column on [0, 1], 1 the best; 0.5 where all are equal, NaN stays."""
+    if np.isnan(v).all() or np.nanmax(v) == np.nanmin(v):
+        return np.where(np.isnan(v), np.nan, 0.5)
+    shade = (v - np.nanmin(v)) / (np.nanmax(v) - np.nanmin(v))
+    return 1 - shade if lower_is_better else shade
 
 
 def judges(result: Result, *, name: str = "classified_by") -> Figure:

@@ -1,0 +1,105 @@
+"""The whole main job on tiny models: the page is complete, self-contained, repeatable, and survives being stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+import interp
+from interp import study
+from interp.analyze import report
+from interp.attacks.pgd import PGD
+from interp.attacks.sweep import Sweep, Synthesis
+from interp.attributes.compare import Compare
+from interp.gradients.accumulate import Accumulate
+from interp.robustness.accuracy import Accuracy
+from interp.types import Batch
+
+QUICK = PGD(8 / 255, steps=2)
+PARAMS = {
+    "accuracy": Accuracy(dataclasses.replace(QUICK, step_size=2 / 255)),
+    "sweep": Sweep((8 / 255, 1.0), QUICK),
+    "synthesis": Synthesis(PGD(15.0, steps=2, targeted=True)),
+    "gradients": Accumulate(attack=QUICK),
+    "compare": Compare(PGD(32 / 255, steps=2, targeted=True), QUICK, targets=1),
+}
+
+
+def quick_plan(labelled: bool = True) -> list[study.Analysis]:
+    plan = study.main_plan(pictures=2, labelled=labelled)
+    return [dataclasses.replace(a, params=PARAMS.get(a.kind, a.params)) for a in plan]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory, tiny_models: list[interp.Model], samples: Batch) -> Path:
+    return report(tiny_models, samples[:4], tmp_path_factory.mktemp("page"), plan=quick_plan())
+
+
+def test_page_carries_every_section_and_every_figure_beside_it(page: Path) -> None:
+    html = page.read_text(encoding="utf-8")
+    for title in ("Accuracy", "Perturbations", "Synthesis", "gradients", "Attention", "Semantic attributes"):
+        assert title in html
+    for name in ("accuracy", "perturbations_0_cat", "synthesis", "gradients", "attention", "measures", "judges_image", "spectra"):
+        for suffix in (".png", ".pdf"):
+            assert (page.parent / f"{name}{suffix}").stat().st_size > 2000
+    assert len(list((page.parent / "results").glob("*.nc"))) == 6
+
+
+def test_page_needs_no_network_and_no_other_file_to_be_read(page: Path) -> None:
+    html = page.read_text(encoding="utf-8")
+    body = re.sub(r"<script>.*?</script>", "", html, flags=re.DOTALL)
+    assert not re.search(r'(src|href)="https?://', body)
+    assert all(source.startswith("data:") for source in re.findall(r'<img src="([^"]*)"', body))
+    for link in re.findall(r'href="([^"#][^"]*)"', body):
+        assert (page.parent / link).is_file()
+
+
+def test_second_run_computes_nothing_and_draws_the_same_bytes(
+    page: Path, tiny_models: list[interp.Model], samples: Batch
+) -> None:
+    results = {p: p.stat().st_mtime_ns for p in (page.parent / "results").glob("*.nc")}
+    figures = {p: p.read_bytes() for p in [*page.parent.glob("*.png"), *page.parent.glob("*.pdf"), page]}
+    report(tiny_models, samples[:4], page.parent, plan=quick_plan())
+    assert results == {p: p.stat().st_mtime_ns for p in (page.parent / "results").glob("*.nc")}
+    changed = [p.name for p, content in figures.items() if p.read_bytes() != content]
+    assert changed == []
+
+
+def test_a_stopped_study_goes_on_and_ends_like_an_uninterrupted_one(
+    page: Path, tmp_path: Path, tiny_models: list[interp.Model], samples: Batch
+) -> None:
+    def stopped(*_: object) -> interp.Result:
+        raise KeyboardInterrupt
+
+    plan = quick_plan()
+    halfway = [dataclasses.replace(a, run=stopped) if a.kind == "gradients" else a for a in plan]
+    with pytest.raises(KeyboardInterrupt):
+        study.run(tiny_models, samples[:4], halfway, tmp_path)
+    kept = {p.name for p in tmp_path.iterdir()}
+    assert {name.split("-")[0] for name in kept} == {"accuracy", "sweep", "synthesis"}
+    study.run(tiny_models, samples[:4], plan, tmp_path)
+    for path in tmp_path.iterdir():
+        other = interp.open(page.parent / "results" / path.name)
+        assert interp.open(path).data.drop_attrs().identical(other.data.drop_attrs())
+
+
+def test_every_saved_result_draws_its_default_figure(page: Path) -> None:
+    for path in (page.parent / "results").glob("*.nc"):
+        assert len(interp.open(path).plot().axes) >= 1
+
+
+def test_an_unlabelled_image_gets_what_needs_no_labels(tmp_path: Path, tiny_models: list[interp.Model], samples: Batch) -> None:
+    import torch
+
+    bare = Batch(samples.images[:1], torch.tensor([-1]))
+    html = report(tiny_models, bare, tmp_path, plan=quick_plan(labelled=False)).read_text(encoding="utf-8")
+    assert "Attention" in html
+    assert "Semantic attributes" not in html
+
+
+def test_no_models_is_an_error_in_words(samples: Batch, tmp_path: Path) -> None:
+    with pytest.raises(interp.InputError, match="at least one"):
+        report([], samples, tmp_path)
