@@ -10,7 +10,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from interp.analyze import analyze, report
     from interp.attacks.pgd import PGD, Step, attack, pgd_steps
     from interp.attacks.sweep import Sweep, Synthesis, sweep, synthesise
     from interp.attention.attend import Attend, attend
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from interp.data.source import images
     from interp.errors import InputError
     from interp.gradients.accumulate import Accumulate, accumulate
+    from interp.job import analyze, write_report
     from interp.models.load import load, shipped
     from interp.models.model import Model
     from interp.result import Result
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from interp.types import Batch, Card, Preprocess
 
 _WHERE = {
-    "analyze": ("analyze", "report"),
     "attacks.pgd": ("PGD", "Step", "attack", "pgd_steps"),
     "attacks.sweep": ("Sweep", "Synthesis", "sweep", "synthesise"),
     "attention.attend": ("Attend", "attend"),
@@ -36,6 +35,7 @@ _WHERE = {
     "data.source": ("images",),
     "errors": ("InputError",),
     "gradients.accumulate": ("Accumulate", "accumulate"),
+    "job": ("analyze", "write_report"),
     "models.load": ("load", "shipped"),
     "models.model": ("Model",),
     "result": ("Result",),
@@ -70,10 +70,10 @@ __all__ = [
     "load",
     "open",
     "pgd_steps",
-    "report",
     "shipped",
     "sweep",
     "synthesise",
+    "write_report",
 ]
 
 

@@ -43,10 +43,10 @@ def report(
     models: Models = None, images: Images = "samples:cifar10", n: Count = 100, out_dir: Folder = Path("figures/report")
 ) -> None:
     """The main job: all analyses of the models on the images, as one page."""
-    from interp.analyze import report as run
+    from interp.job import write_report
 
     chosen, batch = _inputs(models, images, n)
-    _say_page(run(chosen, batch, out_dir))
+    _say_page(write_report(chosen, batch, out_dir))
 
 
 @app.command()
@@ -60,7 +60,7 @@ def analyze(
     out_dir: Annotated[Path | None, typer.Option(help="Default: figures/NAME.")] = None,
 ) -> None:
     """The main job for one new checkpoint, beside the shipped models: what is it worth, what does it see?"""
-    from interp.analyze import analyze as run
+    from interp.job import analyze as run
 
     folder = out_dir or Path("figures") / Path(checkpoint.removeprefix("timm:")).name.split(".")[0]
     _say_page(run(checkpoint, images, folder, n=n, arch=arch, normalise=normalise, size=size))
@@ -196,7 +196,7 @@ def train(
     import torch
 
     from interp.data.source import images, read_pixels
-    from interp.publish import as_text, publish
+    from interp.publish import as_text, check_test_images, publish
     from interp.training.loop import train as run
     from interp.training.recipe import Recipe
 
@@ -204,6 +204,7 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     held_out = images(test, preprocess=plan.preprocess)
+    check_test_images(plan, held_out)
     found = read_pixels(data, preprocess=plan.preprocess)
     out_dir.mkdir(parents=True, exist_ok=True)
     net = run(plan, found.pixels, found.labels, log=out_dir / f"{plan.id}.csv", device=device)
@@ -244,16 +245,17 @@ def plot(
 
 def _inputs(specs: list[str] | None, source: str, n: int) -> tuple[list[Model], Batch]:
     """Models and the images they all take; raises InputError where the models do not take the same."""
-    from interp.data.source import images
+    from interp.job import images_for
     from interp.models.load import check_labels, load, shipped
 
-    if not specs and not shipped():
+    specs = specs or list(shipped())
+    if not specs:
         raise InputError("no shipped checkpoints were found; name a model, or set INTERP_CHECKPOINTS to their folder")
-    chosen = [load(spec) for spec in specs or shipped()]
+    batch = images_for(specs[0], source, n=n)
+    chosen = [load(spec, images=batch) for spec in specs]
     sizes = {m.card.id: m.card.preprocess.size for m in chosen}
     if len(set(sizes.values())) > 1:
         raise InputError(f"the models take images of different sizes ({sizes}); give models of one size")
-    batch = images(source, n=n, preprocess=chosen[0].card.preprocess)
     for model in chosen:
         check_labels(model.card, batch)
     return chosen, batch

@@ -25,11 +25,12 @@ PGD20 = PGD(8 / 255, "linf", steps=20, step_size=2 / 255)
 def publish(net: nn.Module, recipe: Recipe, test: Batch, *, folder: Path, attacked: int = 1000) -> Card:
     """Write FOLDER/ID.safetensors (fp16) and FOLDER/ID.toml, measured on `test` after rounding to half precision.
 
-    Clean accuracy on all of `test`, PGD-20 (L∞ 8/255, step 2/255, random start) on its first `attacked` images. The card is
-    written last, and both under temporary names first: an interrupted call leaves the old pair or the new one.
+    Clean accuracy on all of `test`, PGD-20 (L∞ 8/255, step 2/255, random start) on its first `attacked` images. Both files are
+    complete before either replaces an older one; should only one be replaced, the card's sha256 makes loading refuse the pair.
     """
+    check_test_images(recipe, test)
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in net.state_dict().items()}
+    weights = {k: _half(v).contiguous() for k, v in net.state_dict().items()}
     rounded = build(recipe.arch, num_classes=recipe.num_classes, arch_args=recipe.arch_args)
     rounded.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
     card = Card(
@@ -57,9 +58,21 @@ def publish(net: nn.Module, recipe: Recipe, test: Batch, *, folder: Path, attack
     return card
 
 
-def _measure(model: Model, test: Batch, attacked: int) -> tuple[Number, Number]:
+def check_test_images(recipe: Recipe, test: Batch) -> None:
+    """Raise InputError where a recipe's model could not be measured on these images."""
     if bool((test.labels < 0).any()):
         raise InputError("the test images have no labels; give parquet: or folder:")
+    if test.classes and len(test.classes) != recipe.num_classes:
+        raise InputError(f"recipe {recipe.id} has {recipe.num_classes} classes, the test images {len(test.classes)}")
+
+
+def _half(v: torch.Tensor) -> torch.Tensor:
+    """Half precision where every value fits into it."""
+    half = v.half() if v.is_floating_point() else v
+    return half if bool(torch.isfinite(half).all()) else v
+
+
+def _measure(model: Model, test: Batch, attacked: int) -> tuple[Number, Number]:
     some = test[: min(attacked, len(test))]
     numbers = []
     for name, right, source in (

@@ -51,7 +51,7 @@ class Result:
         import torch
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        versions = {name: version(name) for name in ("robust-interp", "torch", "timm", "numpy")}
+        versions = {name: version(name) for name in ("numpy", "robust-interp", "timm", "torch")}
         made = {"versions": versions, "device": device, "seconds": round(time.perf_counter() - started, 2)}
         return cls(kind, title, data, asdict(params), inputs_of(models, batch), made)
 

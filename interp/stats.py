@@ -30,7 +30,7 @@ def wilson(successes: int, n: int, *, z: float = 1.959964) -> Interval:
     p = successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Interval(p, max(0.0, centre - half), min(1.0, centre + half))
+    return Interval(p, max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half)))  # p is within but for rounding
 
 
 def bootstrap(values: npt.ArrayLike, *, draws: int = 2000, seed: int = 0) -> Interval:

@@ -16,7 +16,7 @@ from interp.gradients.accumulate import Accumulate, accumulate
 from interp.models.model import Model
 from interp.result import Result, remember
 from interp.robustness.accuracy import Accuracy, accuracy
-from interp.types import Batch
+from interp.types import Batch, InputError
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ def run(models: Sequence[Model], batch: Batch, plan: Sequence[Analysis], folder:
 
 def spread(batch: Batch, n: int) -> Batch:
     """n images of as many different classes as there are, in the batch's order of first appearance."""
+    if n < 1:
+        raise InputError(f"{n} images were asked for; expected at least 1")
     seen: dict[int, list[int]] = {}
     for i, label in enumerate(batch.labels.tolist()):
         seen.setdefault(label, []).append(i)

@@ -44,6 +44,8 @@ class Preprocess:
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(float(v) for v in self.mean))
         object.__setattr__(self, "std", tuple(float(v) for v in self.std))
+        if self.size < 1 or self.resize < 1:
+            raise InputError(f"size is {self.size} and resize {self.resize}; expected at least 1 pixel")
         if self.channels not in ("rgb", "bgr"):
             raise InputError(f"channel order is {self.channels!r}; expected 'rgb' or 'bgr'")
         if self.interpolation not in ("nearest", "bilinear", "bicubic"):
@@ -186,7 +188,7 @@ class Batch:
 
     def __getitem__(self, index: slice | list[int]) -> Batch:
         rows = range(len(self))[index] if isinstance(index, slice) else index
-        at = torch.as_tensor(list(rows))
+        at = torch.as_tensor(list(rows), dtype=torch.int64)
         masks = None if self.masks is None else self.masks[at]
         return Batch(self.images[at], self.labels[at], tuple(self.ids[i] for i in rows), self.classes, masks)
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import interp
+from interp.data.labels import CIFAR10
 from interp.models.build import build
 from interp.models.model import Model
 from interp.publish import publish
@@ -88,3 +89,9 @@ def model_test() -> Path:
     spec = importlib.util.find_spec("pyautoattack")
     assert spec is not None and spec.origin is not None
     return Path(spec.origin).parent / "examples" / "model_test.pt"
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tiny: Callable[..., Model]) -> list[Model]:
+    """One tiny model of each family, with class names."""
+    return [tiny(family, labels=CIFAR10) for family in TINY]

@@ -10,11 +10,11 @@ import pytest
 
 import interp
 from interp import study
-from interp.analyze import report
 from interp.attacks.pgd import PGD
 from interp.attacks.sweep import Sweep, Synthesis
 from interp.attributes.compare import Compare
 from interp.gradients.accumulate import Accumulate
+from interp.job import write_report
 from interp.robustness.accuracy import Accuracy
 from interp.types import Batch
 
@@ -35,7 +35,7 @@ def quick_plan(labelled: bool = True) -> list[study.Analysis]:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory, tiny_models: list[interp.Model], samples: Batch) -> Path:
-    return report(tiny_models, samples[:4], tmp_path_factory.mktemp("page"), plan=quick_plan())
+    return write_report(tiny_models, samples[:4], tmp_path_factory.mktemp("page"), plan=quick_plan())
 
 
 def test_page_carries_every_section_and_every_figure_beside_it(page: Path) -> None:
@@ -62,7 +62,7 @@ def test_second_run_computes_nothing_and_draws_the_same_bytes(
 ) -> None:
     results = {p: p.stat().st_mtime_ns for p in (page.parent / "results").glob("*.nc")}
     figures = {p: p.read_bytes() for p in [*page.parent.glob("*.png"), *page.parent.glob("*.pdf"), page]}
-    report(tiny_models, samples[:4], page.parent, plan=quick_plan())
+    write_report(tiny_models, samples[:4], page.parent, plan=quick_plan())
     assert results == {p: p.stat().st_mtime_ns for p in (page.parent / "results").glob("*.nc")}
     changed = [p.name for p, content in figures.items() if p.read_bytes() != content]
     assert changed == []
@@ -95,11 +95,11 @@ def test_an_unlabelled_image_gets_what_needs_no_labels(tmp_path: Path, tiny_mode
     import torch
 
     bare = Batch(samples.images[:1], torch.tensor([-1]))
-    html = report(tiny_models, bare, tmp_path, plan=quick_plan(labelled=False)).read_text(encoding="utf-8")
+    html = write_report(tiny_models, bare, tmp_path, plan=quick_plan(labelled=False)).read_text(encoding="utf-8")
     assert "Attention" in html
     assert "Semantic attributes" not in html
 
 
 def test_no_models_is_an_error_in_words(samples: Batch, tmp_path: Path) -> None:
     with pytest.raises(interp.InputError, match="at least one"):
-        report([], samples, tmp_path)
+        write_report([], samples, tmp_path)

@@ -27,9 +27,9 @@ def decode(source: Path | bytes, *, name: str, preprocess: Preprocess | None = N
     image, or the mode is not 8-bit colour or grey, or pixels are transparent.
     """
     try:
-        image: Image.Image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+        image: Image.Image = Image.open(io.BytesIO(source if isinstance(source, bytes) else source.read_bytes()))
         image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: broken PNG chunks
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: broken PNG
         raise InputError(f"{name} is not a readable image ({error}); expected PNG, JPEG, WebP or BMP") from error
     image = _to_rgb(image, name)
     if preprocess is not None:

@@ -44,5 +44,8 @@ def _rows(file: object, image: str, count: int) -> Iterator[Row]:
 
 
 def _names(metadata: dict[bytes, bytes]) -> tuple[str, ...]:
-    features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
-    return tuple(features.get("label", {}).get("names", ()))
+    try:
+        features = json.loads(metadata.get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        return tuple(features.get("label", {}).get("names", ()))
+    except (ValueError, AttributeError):  # other software's metadata: the file has no names for us
+        return ()

@@ -105,7 +105,7 @@ def _folder(root: Path, n: int | None) -> tuple[Rows, tuple[str, ...]]:
     """Files of class folders; with n, as evenly over the classes as they allow."""
     if not root.is_dir():
         raise InputError(f"there is no folder {root}; expected one with a sub-folder of images per class")
-    classes = tuple(sorted(p.name for p in root.iterdir() if p.is_dir()))
+    classes = tuple(sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")))
     if not classes:
         raise InputError(f"{root} has no sub-folders; expected one per class (for one image give its path)")
     per_class = [sorted(p for p in (root / c).iterdir() if p.suffix.lower() in SUFFIXES) for c in classes]

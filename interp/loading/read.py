@@ -60,14 +60,17 @@ def _read_pickled(path: Path) -> Any:
             warnings.filterwarnings("ignore", message="Detected pickle protocol")  # what follows is refused or read all the same
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        text = str(error)
-        if "Unsupported" in text or "GLOBAL" in text or "WeightsUnpickler" in text:
-            found = next((line.strip() for line in text.splitlines() if "GLOBAL" in line or "Unsupported" in line), text[:200])
-            raise InputError(
-                f"{path} holds more than tensors and was not opened, since that would run code from the file ({found}); "
-                f"save only the state dict: torch.save(model.state_dict(), …) or safetensors"
-            ) from error
-        raise InputError(f"{path} is no checkpoint torch can read ({text[:200]}); fetch it again") from error
+        lines = str(error).splitlines()
+        found = next((line.strip() for line in lines if "GLOBAL" in line or "Unsupported" in line), str(error)[:200])
+        found = found.removeprefix("WeightsUnpickler error: ").partition(" was not an allowed")[0]  # torch advises to trust it
+        with path.open("rb") as f:
+            pickled = f.read(2) in (b"PK", *(bytes((0x80, protocol)) for protocol in range(6)))  # torch's zip, or a bare pickle
+        if not pickled:
+            raise InputError(f"{path} is no checkpoint torch can read ({found}); fetch it again") from error
+        raise InputError(
+            f"{path} holds more than tensors and was not opened, since that would run code from the file ({found}); "
+            f"save only the state dict: torch.save(model.state_dict(), …) or safetensors"
+        ) from error
     except Exception as error:  # damaged bytes make torch's reader raise IndexError, RuntimeError, EOFError, struct.error, …
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} is damaged or truncated ({first}); fetch it again and compare its size") from error

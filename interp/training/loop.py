@@ -66,10 +66,15 @@ def train(recipe: Recipe, images: Tensor, labels: Tensor, *, log: Path | None = 
     """Train on images (n, 3, h, w) uint8 with labels (n,) and return the averaged bare network in eval mode.
 
     log: a CSV written as training goes on (step, loss, accuracy on the crafted batches, images per second). Raises
-    InputError for labels the recipe has no class for, FloatingPointError where the loss stops being finite.
+    InputError for labels the recipe has no class for and for fewer images than a batch, FloatingPointError where the loss
+    stops being finite.
     """
+    if int(labels.min()) < 0:
+        raise InputError("some training images have no labels; give parquet: or folder:")
     if int(labels.max()) >= recipe.num_classes:
         raise InputError(f"labels go up to {int(labels.max())}, the recipe has num_classes = {recipe.num_classes}")
+    if len(images) < recipe.batch_size:
+        raise InputError(f"{len(images)} images do not fill one batch of {recipe.batch_size}; give more, or a smaller batch_size")
     torch.manual_seed(recipe.seed)
     net = build(recipe.arch, num_classes=recipe.num_classes, arch_args=recipe.arch_args)
     if recipe.start:

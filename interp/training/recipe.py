@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from interp.attacks.norms import NORMS
 from interp.types import InputError, Preprocess, Threat, fraction
 
 
@@ -48,6 +49,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 0 <= self.eps < 1:
             raise InputError(f'eps is {self.eps}; expected a value in [0, 1), such as "8/255" (pixels are in [0, 1])')
+        if self.norm not in NORMS:
+            raise InputError(f"norm is {self.norm!r}; expected one of {', '.join(NORMS)}")
         if self.epochs <= 0 or self.batch_size < 2 or self.lr <= 0 or self.steps < 1:
             raise InputError("epochs and lr must be above 0, batch_size at least 2 and steps at least 1")
 

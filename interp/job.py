@@ -16,7 +16,7 @@ from interp.result import Result
 from interp.types import Batch, Card, InputError, Preprocess
 
 
-def report(
+def write_report(
     models: Sequence[Model], batch: Batch, folder: Path, *, plan: Sequence[study.Analysis] = (), notes: Sequence[str] = ()
 ) -> Path:
     """Run a plan (the main one if none is given) and write FOLDER/index.html.
@@ -41,7 +41,7 @@ def analyze(
     **answers: str | int | None,
 ) -> Path:
     """The same for one checkpoint beside the shipped models that take the same images; answers go to `load`."""
-    batch = _images_for(checkpoint, source, n, answers.get("size"))
+    batch = images_for(checkpoint, source, n=n, size=answers.get("size"))
     model = load(checkpoint, images=batch, **answers)  # type: ignore[arg-type]
     model.check_images(batch.images.shape)
     check_labels(model.card, batch)
@@ -68,8 +68,8 @@ def _page(
     return write(results, folder, title=title, models=table, notes=notes(results))
 
 
-def _images_for(checkpoint: str, source: str, n: int | None, size: object) -> Batch:
-    """Images prepared as the checkpoint's card says; without a card they must have the right size already, or --size is given."""
+def images_for(checkpoint: str, source: str, *, n: int | None = None, size: object = None) -> Batch:
+    """Images prepared as the checkpoint's card says; without a card they must have the right size already, or size is given."""
     ids = shipped()
     sidecar = ids.get(checkpoint) or Path(checkpoint).with_name(Path(checkpoint).name.split(".")[0] + ".toml")
     if sidecar.is_file():
@@ -93,13 +93,15 @@ def _row(model: Model, measured: Result | None, position: int) -> dict[str, str]
     if card.number("clean") is None and measured is not None:
         n = measured.data["clean"].attrs["n"]
         clean, robust = (f"{interval(measured, name, position, '.1%')}, n = {n} (here)" for name in ("clean", "attacked"))
+    threat = card.threat
+    against = (
+        f"{threat.norm.replace('linf', 'L∞')} {threat.eps * 255:g}/255" if threat else card.training.split(";")[0] or "unknown"
+    )
     return {
         "model": card.id,
         "parameters": f"{model.parameters_count / 1e6:.2f} M",
         "MACs": f"{macs(model) / 1e6:.0f} M",
-        "trained against": f"{card.threat.norm.replace('linf', 'L∞')} {card.threat.eps * 255:g}/255"
-        if card.threat
-        else card.training[:8] or "unknown",
+        "trained against": against,
         "clean": clean,
         "PGD-20, 8/255": robust,
     }

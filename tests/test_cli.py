@@ -1,0 +1,227 @@
+"""The command line: bad input ends with exit code 2, one message and nothing written; a second run computes nothing."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import interp
+from interp.cli import main
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """run("attention", …) → exit code, what it printed, what it said on stderr."""
+
+    def call(*argv: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["interp", *map(str, argv)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        code = caught.value.code
+        said = capsys.readouterr()
+        return (code if isinstance(code, int) else 0 if code is None else 1), said.out, said.err
+
+    return call
+
+
+class Foreign:
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, ("touch ran",)
+
+
+def write_image(path: Path, size: tuple[int, int], *, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def world(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with a bad file of every sort, beside good checkpoints."""
+    there = tmp_path / "world"
+    (there / "a_folder").mkdir(parents=True)
+    (there / "page.pt").write_text("<html>not found</html>")
+    whole = (checkpoints / "tiny_linf.safetensors").read_bytes()
+    (there / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    (there / "foreign.pt").write_bytes(pickle.dumps(Foreign()))
+    for i in range(5):
+        write_image(there / "five" / f"class{i}" / "a.png", (32, 32), seed=i)
+    write_image(there / "small.png", (20, 20))
+    (there / "torn.png").write_bytes(write_image(there / "whole.png", (32, 32)).read_bytes()[:600])
+    Image.fromarray(np.full((32, 32), 4000, np.uint16)).save(there / "deep.png")
+    monkeypatch.chdir(there)
+    return there
+
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "missing file": (["attention", "missing.pt"], "there is no file missing.pt; expected a checkpoint"),
+    "a folder": (["attention", "./a_folder"], "is a folder; expected one checkpoint file"),
+    "a folder, bare": (["gradients", "a_folder"], "a_folder is a folder; expected one checkpoint file"),
+    "HTML": (["accuracy", "page.pt"], "page.pt is an HTML page, not a checkpoint"),
+    "HTML, analyze": (["analyze", "page.pt"], "page.pt is an HTML page, not a checkpoint"),
+    "truncated": (["perturb", "cut.safetensors"], "is no complete safetensors file"),
+    "truncated, analyze": (["analyze", "cut.safetensors"], "is no complete safetensors file"),
+    "foreign": (["compare", "foreign.pt"], "foreign.pt holds more than tensors and was not opened"),
+    "foreign, report": (["report", "foreign.pt"], "foreign.pt holds more than tensors and was not opened"),
+    "classes": (["attention", "tiny_linf", "--images", "folder:five"], "10 classes, the images come with 5 (class0, class1"),
+    "classes, analyze": (["analyze", "tiny_linf", "--images", "folder:five"], "10 classes, the images come with 5 (class0"),
+    "classes, report": (["report", "--images", "folder:five"], "10 classes, the images come with 5"),
+    "small image": (["gradients", "tiny_linf", "--images", "small.png"], "small.png is 20×20 pixels, smaller than the 32×32"),
+    "image mode": (["attention", "tiny_linf", "--images", "deep.png"], "deep.png has mode I"),
+    "torn image": (["attention", "tiny_linf", "--images", "torn.png"], "torn.png is not a readable image"),
+    "ε < 0": (["perturb", "tiny_linf", "--eps=-8/255"], "ε is -0.03137"),
+    "ε < 0, later": (["perturb", "tiny_linf", "--eps=8/255,-1"], "ε is -1.0; expected a number ≥ 0"),
+    "ε < 0, gradients": (["gradients", "tiny_linf", "--eps=-8/255"], "ε is -0.03137"),
+    "ε < 0, accuracy": (["accuracy", "tiny_linf", "--eps=-8/255"], "ε is -0.03137"),
+    "ε < 0, compare": (["compare", "tiny_linf", "--eps=-8/255"], "ε is -0.03137"),
+    "ε text": (["perturb", "tiny_linf", "--eps", "big"], "'big' is not a number; write ε as 8/255 or 0.03"),
+    "ε half a fraction": (["accuracy", "tiny_linf", "--eps", "8/"], "'8/' is not a number"),
+    "ε nan": (["accuracy", "tiny_linf", "--eps", "nan"], "ε is nan"),
+    "spec": (["attention", "tiny_lnif"], "the nearest ids are tiny_linf"),
+    "spec, analyze": (["analyze", "tiny_lnif"], "the nearest ids are tiny_linf"),
+    "norm": (["perturb", "tiny_linf", "--norm", "l3"], "norm is 'l3'; expected one of linf, l2"),
+    "steps": (["perturb", "tiny_linf", "--steps", "0"], "steps is 0"),
+    "target": (["perturb", "tiny_linf", "--target", "cow"], "'cow' is no class of tiny_linf; its classes are airplane"),
+    "over": (["gradients", "tiny_linf", "--over", "time"], "over is 'time'; expected steps, noise or path"),
+    "images": (["attention", "tiny_linf", "--images", "cifar"], "'cifar' is no image source; expected samples:cifar10"),
+    "samples": (["attention", "tiny_linf", "--images", "samples:mnist"], "no samples 'mnist'"),
+    "no labels": (["accuracy", "tiny_linf", "--images", "whole.png"], "accuracy needs labelled images"),
+    "n = 0": (["accuracy", "tiny_linf", "-n", "0"], "0 images were asked for; expected at least 1"),
+    "n = 0, attention": (["attention", "tiny_linf", "-n", "0"], "0 images were asked for; expected at least 1"),
+    "n < 0, gradients": (["gradients", "tiny_linf", "-n", "-3"], "-3 images were asked for; expected at least 1"),
+    "no result": (["plot", "missing.nc"], "there is no result at missing.nc"),
+    "other result": (["plot", "page.pt"], "page.pt is not a result of interp"),
+    "no recipe": (["train", "r.toml", "--data", "folder:five", "--test", "folder:five"], "there is no recipe at r.toml"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_with_one_message_and_nothing_written(case: str, world: Path, run: Run) -> None:
+    argv, says = BAD[case]
+    before = sorted(world.rglob("*"))
+    code, printed, said = run(*argv, "--out-dir", "out")
+    assert code == 2
+    assert said.startswith("interp: ") and says in said
+    assert "Traceback" not in said and said.count("\n") == 1 and not printed
+    assert sorted(world.rglob("*")) == before
+
+
+def test_without_any_checkpoint_the_message_says_where_they_are_looked_for(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("INTERP_CHECKPOINTS", str(tmp_path))
+    code, _, said = run("attention", "--out-dir", tmp_path / "out")
+    assert code == 2 and "no shipped checkpoints were found" in said and not any(tmp_path.iterdir())
+
+
+def python(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    here = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=here, timeout=120)
+
+
+HEAVY = "import sys; found = {'torch', 'timm', 'matplotlib', 'xarray', 'pandas'} & set(sys.modules); assert not found, found"
+
+
+def ending_well(*argv: str) -> str:
+    call = "try: main()\nexcept SystemExit as e: assert not e.code"
+    return f"import sys; sys.argv = {list(argv)}\nfrom interp.cli import main\n{call}"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import interp",
+        "import interp, interp.cli; interp.InputError; dir(interp)",
+        ending_well("interp", "--help"),
+        ending_well("interp", "perturb", "--help"),
+    ],
+)
+def test_import_and_help_need_nothing_heavy(code: str) -> None:
+    done = python(f"{code}\n{HEAVY}")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_real_process_exits_with_2_and_one_line(checkpoints: Path, tmp_path: Path) -> None:
+    code = f"import sys; sys.argv = ['interp', 'attention', 'no_such', '--out-dir', {str(tmp_path / 'out')!r}]"
+    done = python(f"{code}\nfrom interp.cli import main; main()", INTERP_CHECKPOINTS=str(checkpoints))
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("interp: 'no_such' is neither")
+    assert not (tmp_path / "out").exists() and not done.stdout
+
+
+def test_every_public_name_is_there_each_time_it_is_asked_for() -> None:
+    done = python("import interp\nfor name in 2 * interp.__all__: assert callable(getattr(interp, name)), name")
+    assert done.returncode == 0, done.stderr
+    assert dir(interp) == sorted(interp.__all__)
+    with pytest.raises(AttributeError, match=r"no attribute 'lod'; it has PGD"):
+        interp.lod  # noqa: B018
+
+
+HAPPY: dict[str, tuple[list[str], list[str]]] = {
+    "attention": (["-n", "2"], ["attention"]),
+    "gradients": (["-n", "2", "--samples", "2"], ["gradients"]),
+    "perturb": (["-n", "2", "--steps", "1", "--eps", "8/255,1"], ["perturbations_0", "perturbations_1"]),
+    "accuracy": (["-n", "3"], ["accuracy"]),
+    "synthesise": (["--steps", "2"], ["synthesis"]),
+}
+
+
+@pytest.mark.parametrize("command", HAPPY)
+def test_a_command_writes_figures_and_one_result_and_the_second_run_computes_nothing(
+    command: str, checkpoints: Path, tmp_path: Path, run: Run
+) -> None:
+    argv, figures = HAPPY[command]
+    folder = tmp_path / "out"
+    code, printed, _ = run(command, *argv, "--out-dir", folder)
+    assert code == 0
+    for name in figures:
+        assert str(folder / f"{name}.png") in printed
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert sorted(p.stem for p in folder.glob("*.p*")) == sorted(2 * figures)
+    (saved,) = (folder / "results").iterdir()
+    result = interp.open(saved)
+    assert saved.name == f"{result.kind}-{result.key}.nc"
+    assert result.data["model"].values.tolist() == ["tiny_linf", "tiny_standard"]
+    assert result.data["robust"].values.tolist() == [True, False]
+    first = saved.stat().st_mtime_ns, (folder / f"{figures[0]}.png").read_bytes()
+    assert run(command, *argv, "--out-dir", folder)[0] == 0
+    assert [p.name for p in (folder / "results").iterdir()] == [saved.name]
+    assert (saved.stat().st_mtime_ns, (folder / f"{figures[0]}.png").read_bytes()) == first
+
+
+def test_a_saved_result_is_drawn_again_without_torch(checkpoints: Path, tmp_path: Path, run: Run) -> None:
+    assert run("attention", "tiny_linf", "-n", "1", "--out-dir", tmp_path / "out")[0] == 0
+    (saved,) = (tmp_path / "out" / "results").iterdir()
+    code = ending_well("interp", "plot", str(saved), "--out-dir", str(tmp_path / "again"))
+    done = python(f"{code}\nassert 'torch' not in sys.modules and 'timm' not in sys.modules")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "again" / "attention.png").read_bytes() == (tmp_path / "out" / "attention.png").read_bytes()
+
+
+def test_models_lists_the_cards(checkpoints: Path, run: Run) -> None:
+    code, printed, _ = run("models")
+    assert code == 0 and "linf 8/255" in printed
+    assert [word for word in printed.split() if word.startswith("tiny")] == ["tiny_linf", "tiny_standard"]
+
+
+def test_ctrl_c_ends_with_130_keeps_what_was_done_and_leaves_nothing_half(
+    checkpoints: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run("attention", "-n", "1", "--out-dir", tmp_path / "out")[0] == 0
+    done = sorted(p for p in (tmp_path / "out").rglob("*"))
+    monkeypatch.setattr("interp.attention.attend.spatial_attention", lambda *_: signal.raise_signal(signal.SIGINT))
+    code, _, said = run("attention", "-n", "2", "--out-dir", tmp_path / "out")
+    assert code == 130 and "Traceback" not in said
+    assert sorted(p for p in (tmp_path / "out").rglob("*")) == done

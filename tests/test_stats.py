@@ -1,0 +1,167 @@
+"""Streaming statistics equal the one-pass formula for every split; intervals agree with their references."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from torch import Tensor
+
+from interp.stats import Running, bootstrap, cosine, wilson
+
+FIELDS = ("mean", "absolute", "variance", "agreement")
+
+
+def stream(n: int, seed: int, *, offset: float = 0.0) -> Tensor:
+    v = torch.randn(n, 2, 3, generator=torch.Generator().manual_seed(seed)) + offset
+    return torch.where(v.abs() < 0.2, 0.0, v)
+
+
+def one_pass(v: Tensor) -> dict[str, np.ndarray]:
+    a = v.double().numpy()
+    return {
+        "mean": a.mean(0),
+        "absolute": np.abs(a).mean(0),
+        "variance": a.var(0),
+        "agreement": np.abs(np.sign(a).sum(0)) / len(a),
+    }
+
+
+def folded(parts: list[Tensor]) -> Running:
+    running = Running()
+    for part in parts:
+        running.update(part)
+    return running
+
+
+def check(running: Running, v: Tensor) -> None:
+    assert running.count == len(v)
+    for name, want in one_pass(v).items():
+        np.testing.assert_allclose(getattr(running, name).numpy(), want, rtol=1e-6, atol=1e-7, err_msg=name)
+
+
+@given(st.integers(1, 40), st.integers(0, 9), st.data())
+@settings(max_examples=40, deadline=None)
+def test_any_split_equals_one_pass(n: int, seed: int, data: st.DataObject) -> None:
+    v = stream(n, seed, offset=seed)
+    cuts = sorted(data.draw(st.lists(st.integers(0, n), max_size=5)))
+    parts = [v[a:b] for a, b in zip([0, *cuts], [*cuts, n], strict=True)]  # empty ones among them
+    check(folded(parts), v)
+    middle = data.draw(st.integers(0, len(parts)))
+    left, right = folded(parts[:middle]), folded(parts[middle:])
+    left.merge(right)
+    check(left, v)
+
+
+def test_merging_leaves_the_other_as_it_was() -> None:
+    v = stream(9, 0)
+    empty, left, right = Running(), folded([v[:4]]), folded([v[4:]])
+    empty.merge(right)
+    empty.merge(left)
+    left.merge(right)
+    right.merge(Running())
+    check(right, v[4:])
+    check(left, v)
+    check(empty, v)
+
+
+def test_variance_survives_a_large_mean() -> None:
+    v = stream(200, 1).double() + 1e6
+    running = folded(list(v.split(7)))
+    np.testing.assert_allclose(running.variance.numpy(), v.numpy().var(0), rtol=1e-5)
+
+
+def test_one_sample_has_no_variance_and_full_agreement() -> None:
+    v = torch.tensor([[1.0, -2.0, 0.0]])
+    running = folded([v])
+    assert torch.equal(running.mean, v[0]) and torch.equal(running.variance, torch.zeros(3))
+    assert running.agreement.tolist() == [1, 1, 0] and running.mean.dtype == torch.float32
+
+
+def test_agreement_counts_signs() -> None:
+    v = torch.tensor([[3.0, 0.1, 1.0], [0.2, -9.0, 0.0], [0.5, 0.1, 0.0], [7.0, -9.0, 0.0]])
+    assert folded([v[:1], v[1:]]).agreement.tolist() == [1.0, 0.0, 0.25]
+    assert torch.equal(folded([v]).agreement, folded([-100 * v]).agreement)
+
+
+def test_nothing_seen_is_nothing_known() -> None:
+    for name in FIELDS:
+        with pytest.raises(ValueError, match="no samples yet"):
+            getattr(Running(), name)
+
+
+def test_memory_does_not_grow_with_the_samples() -> None:
+    def held(running: Running) -> int:
+        return sum(v.untyped_storage().nbytes() for v in vars(running).values() if isinstance(v, Tensor))
+
+    running = folded([stream(3, 0)])
+    first, names = held(running), set(vars(running))
+    for i in range(50):
+        running.update(stream(20, i))
+    assert held(running) == first == 4 * 6 * 8 and set(vars(running)) == names
+    assert not any(isinstance(v, list | dict | tuple) for v in vars(running).values())
+    x = stream(1000, 0).requires_grad_(True)
+    running.update(x * 2)
+    assert not running.mean.requires_grad and held(running) == first
+
+
+@pytest.mark.parametrize(("k", "n"), [(8, 10), (0, 10), (10, 10), (1, 1), (0, 1), (531, 1000), (3, 20000)])
+def test_wilson_is_scipys_wilson(k: int, n: int) -> None:
+    want = binomtest(k, n).proportion_ci(method="wilson")
+    found = wilson(k, n)
+    assert found.mean == k / n
+    assert (found.low, found.high) == pytest.approx((want.low, want.high), abs=1e-6)
+
+
+def test_wilson_of_eight_in_ten_and_of_nothing() -> None:
+    assert wilson(8, 10) == pytest.approx((0.8, 0.4902, 0.9433), abs=5e-5)
+    nothing = wilson(0, 0)
+    assert math.isnan(nothing.mean) and nothing[1:] == (0.0, 1.0)
+
+
+def test_wilson_is_symmetric_and_stays_within_0_and_1() -> None:
+    for n in (1, 2, 7, 50):
+        for k in range(n + 1):
+            a, b = wilson(k, n), wilson(n - k, n)
+            assert 0 <= a.low <= a.mean <= a.high <= 1
+            assert (a.low, a.high) == pytest.approx((1 - b.high, 1 - b.low))
+
+
+def test_the_bootstrap_contains_the_mean_and_shrinks_with_n() -> None:
+    values = np.random.default_rng(0).normal(3.0, 2.0, 1600)
+    widths = []
+    for n in (25, 100, 400, 1600):
+        found = bootstrap(values[:n])
+        assert found.mean == pytest.approx(values[:n].mean()) and found.low < found.mean < found.high
+        normal = 2 * 1.96 * values[:n].std() / math.sqrt(n)
+        assert found.high - found.low == pytest.approx(normal, rel=0.15)
+        widths.append(found.high - found.low)
+    assert widths == sorted(widths, reverse=True)
+
+
+def test_the_bootstrap_covers_the_truth_about_95_times_in_100() -> None:
+    draws = np.random.default_rng(1).normal(0.0, 1.0, (300, 60))
+    covered = sum(i.low <= 0 <= i.high for i in (bootstrap(row, draws=500) for row in draws))
+    assert 0.90 <= covered / 300 <= 0.985
+
+
+def test_the_bootstrap_is_seeded_and_leaves_nan_out() -> None:
+    values = [1.0, math.nan, 2.0, 4.0, math.nan]
+    assert bootstrap(values) == bootstrap([1.0, 2.0, 4.0]) == bootstrap(values, seed=0)
+    assert bootstrap(np.arange(30.0)) != bootstrap(np.arange(30.0), seed=1)
+    assert bootstrap([5.0, 5.0]) == (5.0, 5.0, 5.0)
+    assert all(map(math.isnan, bootstrap([]))) and all(map(math.isnan, bootstrap([math.nan])))
+
+
+def test_cosine_per_sample() -> None:
+    a = torch.randn(4, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(cosine(a, 3 * a), torch.ones(4)) and torch.allclose(cosine(a, -a), -torch.ones(4))
+    assert torch.equal(cosine(a, torch.zeros_like(a)), torch.zeros(4))
+    flat = a.flatten(1).numpy()
+    want = (flat[0] @ flat[1]) / np.linalg.norm(flat[0]) / np.linalg.norm(flat[1])
+    assert float(cosine(a[:1], a[1:2])) == pytest.approx(float(want), abs=1e-6)
