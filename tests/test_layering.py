@@ -30,7 +30,7 @@ LAYER = {
     "attributes": 5,
     "study": 6,
     "publish": 7,
-    "analyze": 7,
+    "job": 7,
     "cli": 7,
     "interp": 7,
 }
@@ -143,7 +143,7 @@ def test_nobody_crosses_a_wall() -> None:
         ("plots.images", "from interp.types import Batch"),
         ("plots.images", "from interp.report.words import interval"),
         ("report.page", "from interp.models.load import shipped"),
-        ("analyze", "from interp.cli import app"),
+        ("job", "from interp.cli import app"),
         ("gradients.accumulate", "from interp import InputError"),
         ("attacks.sweep", "from interp.plots.style import save"),
     ],
