@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
+from interp.attention.layout import LAYOUTS
 from interp.attention.read import spatial_attention
 from interp.models.model import Model, model_coords
 from interp.result import Result
@@ -28,13 +29,17 @@ def attend(models: Sequence[Model], batch: Batch, params: Attend = Attend()) -> 
 
     map (model, image, y, x): the reading divided by its own mean over the image, so 1 is what a uniform map has; method
     (model): in words how it was read. The readings of different families differ in kind; their shared unit does not make
-    them the same quantity.
+    them the same quantity. A model of a family without a row in `layout` has NaN maps, and its method says so.
     """
     started = time.perf_counter()
     maps = np.zeros((len(models), len(batch), *batch.images.shape[2:]), np.float32)
     methods = []
     for m, model in enumerate(tqdm(models, desc="attention", leave=False)):
         model.check_images(batch.images.shape)
+        if model.family not in LAYOUTS:
+            maps[m] = np.nan
+            methods.append(f"not read: no row for the family {model.family} in interp/attention/layout.py")
+            continue
         first = 0
         for part in batch.chunks(params.chunk):
             reading = spatial_attention(model, part.images)

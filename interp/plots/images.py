@@ -108,6 +108,9 @@ def attention(result: Result, *, most: int = 6, limit: float = 4.0) -> Figure:
             grey = np.repeat(original.mean(-1, keepdims=True), 3, -1)
             for ax, m in zip(line[1:], order, strict=True):
                 ax.imshow(0.35 + 0.65 * grey)
+                if np.isnan(data["map"].values[m, i]).all():
+                    ax.text(0.5, 0.5, "not read", transform=ax.transAxes, ha="center", va="center")
+                    continue
                 ax.imshow(data["map"].values[m, i], cmap=SEQUENTIAL, vmin=0, vmax=limit, alpha=0.72, interpolation="bilinear")
         _head(axes, data, order)
         row_names(axes, [name_of(data, int(v)) for v in data["truth"].values])
