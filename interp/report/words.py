@@ -73,8 +73,8 @@ def sweep(result: Result) -> Text:
         "Perturbations as ε grows",
         f"Share of images that each model comes to see as the target, standard → robust: at {epsilon(first)} "
         f"{versus(result, toward[:, 0], '.0%') or _each(result, toward[:, 0])}; at {epsilon(last)} "
-        f"{versus(result, toward[:, -1], '.0%') or _each(result, toward[:, -1])}. Standard models need little to change "
-        "their mind; what matters is what is written into the image once ε is large.",
+        f"{versus(result, toward[:, -1], '.0%') or _each(result, toward[:, -1])}. A change of mind at small ε is a "
+        "weakness; what a model has learnt of a class is what it writes into the image once ε is large.",
         f"PGD, {result.params['attack']['steps']} steps of 1.5·ε/steps, per image away from its class and toward another. "
         "At ε = 1 (L∞) every image is within reach and only the box [0, 1] binds. The picture itself is shown, not the difference.",
     )
@@ -142,7 +142,7 @@ def compare(result: Result) -> Text:
     attack = result.params["attack"]
     return Text(
         "Semantic attributes",
-        f"Standard → robust. {'. '.join(lines)}. {_verdict(result)}",
+        f"Standard → robust. {'; '.join(lines)}. {_verdict(result)}",
         f"δ: targeted {attack['norm'].replace('linf', 'L∞')} PGD, {epsilon(attack['eps'])}, {attack['steps']} steps, each image toward "
         f"{result.params['targets']} other classes; judges are the other models. Chance is {data.attrs['chance']:.0%}. Spectral centroid of δ in "
         "cycles per pixel; edge alignment is the correlation of the accumulated gradient with the Sobel magnitude of the image. "
