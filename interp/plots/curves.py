@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from interp.plots.style import colours, labels, look, rows
+from interp.plots.style import Drawing, colours, labels, look, rows
 from interp.result import Result
 
 
@@ -14,7 +14,7 @@ def accuracies(result: Result) -> Figure:
     data = result.data
     order = rows(data)[::-1]
     with look():
-        fig = Figure(figsize=(4.6, 0.6 + 0.34 * len(order)))
+        fig = Drawing(figsize=(4.6, 0.6 + 0.34 * len(order)))
         ax = fig.add_axes((0, 0, 1, 1))
         for k, (name, mark) in enumerate((("clean", "o"), ("attacked", "s"))):
             v = data[name].values[order]
@@ -35,7 +35,7 @@ def spectra(result: Result) -> Figure:
     """Share of δ's energy per band of spatial frequency; robust solid, standard dashed, the noise control dotted."""
     data = result.data
     with look():
-        fig = Figure(figsize=(4.6, 2.9))
+        fig = Drawing(figsize=(4.6, 2.9))
         ax = fig.add_axes((0, 0, 1, 1))
         for m in rows(data):
             control = str(data["group"].values[m]) == "control"

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from interp.plots.style import labels, look, rows, wrap
+from interp.plots.style import Drawing, labels, look, rows, wrap
 from interp.result import Result
 
 NEUTRAL = "cividis"
@@ -18,7 +18,7 @@ def measures(result: Result) -> Figure:
     names = [m for m in result.measures if data[m].dims == ("model",)]
     order = rows(data)
     with look():
-        fig = Figure(figsize=(1.6 + 1.42 * len(names), 0.7 + 0.42 * len(order)))
+        fig = Drawing(figsize=(1.6 + 1.42 * len(names), 0.7 + 0.42 * len(order)))
         ax = fig.add_axes((0, 0, 1, 1))
         for c, name in enumerate(names):
             v = data[name].values[order]
@@ -64,7 +64,7 @@ def judges(result: Result, *, name: str = "classified_by") -> Figure:
     matrix = data[name].values[np.ix_(order, columns)]
     chance = float(data.attrs["chance"])
     with look():
-        fig = Figure(figsize=(1.9 + 0.72 * len(columns), 1.1 + 0.42 * len(order)))
+        fig = Drawing(figsize=(1.9 + 0.72 * len(columns), 1.1 + 0.42 * len(order)))
         ax = fig.add_axes((0, 0, 1, 1))
         picture = ax.imshow(matrix, cmap=NEUTRAL, vmin=0, vmax=1, aspect="auto")
         for r, g in enumerate(order):

@@ -5,6 +5,7 @@ Colours are those of Okabe & Ito (2008), told apart with every common colour vis
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,15 @@ RC: dict[str, Any] = {
     "pdf.fonttype": 42,
     "svg.hashsalt": "interp",
 }
+
+
+class Drawing(Figure):
+    """A figure that a notebook shows by itself, without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+        return buffer.getvalue()
 
 
 @contextmanager
@@ -76,7 +86,7 @@ def grid(
 ) -> tuple[Figure, np.ndarray]:
     """A figure of square panels without ticks, with `left` inches for row names; gap inches under each panel for text."""
     width, height = left + n_cols * cell, top + n_rows * (cell + gap)
-    fig = Figure(figsize=(width, height))
+    fig = Drawing(figsize=(width, height))
     axes = np.empty((n_rows, n_cols), dtype=object)
     for r in range(n_rows):
         for c in range(n_cols):
