@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from interp.attributes.classify import as_image, read_as
 from interp.attributes.compare import CONTROL, MEASURES, Compare, compare
 from interp.attributes.edges import alignment, sobel
 from interp.attributes.spectrum import centroid, energy, radial
+from interp.models.model import judges_of
 from interp.types import Batch
 
 
@@ -89,6 +92,14 @@ def test_the_generator_is_not_its_own_independent_judge(tiny_models: list[interp
     for g in range(len(tiny_models)):
         others = [j for j in range(len(tiny_models)) if j != g]
         assert data["transferred"].values[g] == pytest.approx(data["transferred_to"].values[g, others].mean(), abs=1e-6)
+
+
+def test_twins_have_the_same_judges(tiny: Callable[..., interp.Model]) -> None:
+    models = [tiny("xcit", id="x_linf"), tiny("xcit", id="x_standard"), tiny("resnet"), tiny("mobilevit")]
+    assert judges_of(models, 0) == judges_of(models, 1) == [2, 3]
+    assert judges_of(models[:2], 0) == [1]
+    assert judges_of(models[:1], 0) == []
+    assert judges_of(models, None) == [0, 1, 2, 3]
 
 
 def test_one_model_alone_has_no_independent_judge(tiny_models: list[interp.Model], samples: Batch) -> None:

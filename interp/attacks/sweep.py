@@ -17,7 +17,7 @@ import xarray as xr
 from tqdm import tqdm
 
 from interp.attacks.pgd import PGD, attack
-from interp.models.model import Model, model_coords
+from interp.models.model import Model, judges_of, model_coords
 from interp.result import Result, with_interval
 from interp.stats import wilson
 from interp.types import Batch, InputError, Labels, pixels
@@ -125,7 +125,7 @@ def synthesise(models: Sequence[Model], batch: Batch, params: Synthesis = Synthe
     """Start from uniform noise of the batch's image size and move toward each class; the batch's pixels play no part.
 
     picture (model, seed, target, y, x, channel); own (model, seed, target): the model's confidence in the target; others:
-    mean confidence in the target of all the other models given, the independent check.
+    mean confidence in the target of the models of other architectures, the independent check.
     """
     started = time.perf_counter()
     classes = models[0].card.num_classes
@@ -148,7 +148,7 @@ def synthesise(models: Sequence[Model], batch: Batch, params: Synthesis = Synthe
             read = torch.stack([judge(drawn).softmax(1).gather(1, goals[:, None])[:, 0] for judge in models])
         picture[m] = pixels(drawn).reshape(*shape[1:], h, w, 3)
         own[m] = read[m].reshape(shape[1:]).numpy()
-        rest = [j for j in range(len(models)) if j != m]
+        rest = judges_of(models, m)
         others[m] = (read[rest].mean(0) if rest else torch.full_like(read[m], float("nan"))).reshape(shape[1:]).numpy()
     dims = ("model", "seed", "target")
     data = xr.Dataset(

@@ -23,7 +23,7 @@ from interp.attributes.spectrum import centroid, radial
 from interp.gradients.accumulate import fold
 from interp.gradients.sources import over_steps
 from interp.models.load import check_labels
-from interp.models.model import Model, model_coords
+from interp.models.model import Model, judges_of, model_coords
 from interp.result import Result, with_interval
 from interp.stats import bootstrap
 from interp.types import Batch, InputError, Labels
@@ -47,7 +47,7 @@ MEASURES = (
     Measure(
         "classified",
         "δ read as the target",
-        "share of images (δ + ε)/2ε that models other than the generator classify as the class δ was made toward",
+        "share of images (δ + ε)/2ε that models of other architectures classify as the class δ was made toward",
         "arXiv 2209.07399, quantification of perturbations",
         "share",
         "higher",
@@ -55,7 +55,7 @@ MEASURES = (
     Measure(
         "transferred",
         "x + δ read as the target",
-        "share of images x + δ that models other than the generator classify as the class δ was made toward",
+        "share of images x + δ that models of other architectures classify as the class δ was made toward",
         "targeted transfer",
         "share",
         "higher",
@@ -122,7 +122,7 @@ def compare(models: Sequence[Model], batch: Batch, params: Compare = Compare()) 
     values: dict[str, list[np.ndarray]] = {m.name: [] for m in MEASURES}
     matrices: dict[str, list[Tensor]] = {"classified_by": [], "transferred_to": []}
     spectra = []
-    for g, name in enumerate(tqdm(names, desc="attributes", leave=False)):
+    for g in tqdm(range(len(names)), desc="attributes", leave=False):
         model = models[g] if g < len(models) else None
         x, eps = tiled.images, params.attack.eps
         delta = _perturb(model, tiled, goals, params)
@@ -132,7 +132,8 @@ def compare(models: Sequence[Model], batch: Batch, params: Compare = Compare()) 
         }
         for (matrix, per_judge), measure in zip(seen.items(), ("classified", "transferred"), strict=True):
             matrices[matrix].append(torch.stack([v.mean(1) for v in per_judge]))
-            independent = [v for j, v in enumerate(per_judge) if names[j] != name] or [torch.full_like(per_judge[0], torch.nan)]
+            judges = judges_of(models, g if model is not None else None)
+            independent = [per_judge[j] for j in judges] or [torch.full_like(per_judge[0], torch.nan)]
             values[measure].append(torch.stack(independent).mean((0, 2)).numpy())
         values["centroid"].append(centroid(delta).view(len(batch), -1).mean(1).numpy())
         frequency, shares = radial(delta)

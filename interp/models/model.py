@@ -116,6 +116,19 @@ def model_coords(models: Sequence[Model]) -> dict[str, Any]:
     }
 
 
+def judges_of(models: Sequence[Model], generator: int | None) -> list[int]:
+    """Positions of the models that may judge what `models[generator]` made: those of other architectures.
+
+    Twins so have the same judges and can be compared; a robust twin would otherwise be judged by one robust model fewer.
+    Where all models share one architecture, all others judge. generator None (a control) is judged by all.
+    """
+    if generator is None:
+        return list(range(len(models)))
+    groups = model_coords(models)["group"][1]
+    others = [j for j in range(len(models)) if j != generator]
+    return [j for j in others if groups[j] != groups[generator]] or others
+
+
 def _label(model: Model) -> str:
     """Architecture and training in a few words, or the id where the training is unknown."""
     if not model.robust and not model.card.training:

@@ -86,7 +86,7 @@ def synthesis(result: Result) -> Text:
     own, others = data["own"].values.mean((1, 2)), data["others"].values.mean((1, 2))
     chance = 1 / data.sizes["target"]
     said = (
-        f"Mean confidence in the target of the other models, which is the test of what was drawn (standard → robust): "
+        f"Mean confidence in the target of models of other architectures, the test of what was drawn (standard → robust): "
         f"{versus(result, others, '.0%') or _each(result, others)}; chance is {chance:.0%}. "
     )
     return Text(
@@ -144,7 +144,7 @@ def compare(result: Result) -> Text:
         "Semantic attributes",
         f"Standard → robust. {'; '.join(lines)}. {_verdict(result)}",
         f"δ: targeted {attack['norm'].replace('linf', 'L∞')} PGD, {epsilon(attack['eps'])}, {attack['steps']} steps, each image toward "
-        f"{result.params['targets']} other classes; judges are the other models. Chance is {data.attrs['chance']:.0%}. Spectral centroid of δ in "
+        f"{result.params['targets']} other classes; judges are the models of other architectures, the same for both twins. Chance is {data.attrs['chance']:.0%}. Spectral centroid of δ in "
         "cycles per pixel; edge alignment is the correlation of the accumulated gradient with the Sobel magnitude of the image. "
         f"n = {data['classified'].attrs['n']} images, 95 % bootstrap intervals over images; the control puts uniform noise in place of δ and of the gradient.",
     )
