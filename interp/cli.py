@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from interp.result import Result
     from interp.types import Batch
 
+INTERRUPTED = 130  # the exit code that typer gives Ctrl-C
+
 app = typer.Typer(
     help="What robust vision models see: large perturbations, accumulated gradients, attention, semantic attributes.",
     no_args_is_help=True,
@@ -328,6 +330,7 @@ def main() -> None:
     except InputError as error:
         errors.print(f"interp: {error}", style="bold red", highlight=False, soft_wrap=True, markup=False)
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("interp: stopped; finished results are kept, the same command goes on from there")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            errors.print("interp: stopped; finished results are kept, the same command goes on from there")
+        raise

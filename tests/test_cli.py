@@ -225,3 +225,19 @@ def test_ctrl_c_ends_with_130_keeps_what_was_done_and_leaves_nothing_half(
     code, _, said = run("attention", "-n", "2", "--out-dir", tmp_path / "out")
     assert code == 130 and "Traceback" not in said
     assert sorted(p for p in (tmp_path / "out").rglob("*")) == done
+
+
+def test_ctrl_c_ends_with_130_and_one_line_and_leaves_no_half_file(checkpoints: Path, tmp_path: Path) -> None:
+    code = "import sys; from interp.cli import main; sys.argv = ['interp', *sys.argv[1:]]; main()"
+    command = [sys.executable, "-c", code, "gradients", "tiny_linf", "--samples", "1000000", "--out-dir", str(tmp_path / "out")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        seen = ""
+        while "gradients over steps" not in seen:  # the bar is up: the analysis runs
+            seen += process.stderr.read(1)
+        process.send_signal(signal.SIGINT)
+        _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "finished results are kept" in rest
+    assert "Traceback" not in rest
+    assert not (tmp_path / "out").exists()
