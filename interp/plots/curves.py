@@ -24,7 +24,7 @@ def accuracies(result: Result) -> Figure:
                 face = colours(data)[m] if k else "white"
                 ax.errorbar(x, y, xerr=end[:, None], fmt=mark, color=colours(data)[m], markerfacecolor=face, capsize=2)
         ax.set_yticks(range(len(order)), [labels(data)[m] for m in order])
-        ax.set_xlim(0, 1)
+        ax.set_xlim(-0.02, 1.02)
         eps = result.params["attack"]["eps"] * 255
         ax.set_xlabel(f"accuracy: ○ clean, ■ under PGD at {eps:g}/255   (n = {data['clean'].attrs['n']}, 95 % Wilson intervals)")
         ax.grid(axis="x", alpha=0.25)
