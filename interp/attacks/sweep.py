@@ -124,8 +124,8 @@ def sweep(models: Sequence[Model], batch: Batch, params: Sweep = Sweep()) -> Res
 def synthesise(models: Sequence[Model], batch: Batch, params: Synthesis = Synthesis()) -> Result:
     """Start from uniform noise of the batch's image size and move toward each class; the batch's pixels play no part.
 
-    picture (model, seed, target, y, x, channel); own (model, seed, target): the model's confidence in the target; others:
-    mean confidence in the target of the models of other architectures, the independent check.
+    picture (model, seed, target, y, x, channel). predicted, own (model, seed, target): the model's reading, and its confidence
+    in the target; others: mean confidence in the target of the models of other architectures, the independent check.
     """
     started = time.perf_counter()
     classes = models[0].card.num_classes
@@ -137,6 +137,7 @@ def synthesise(models: Sequence[Model], batch: Batch, params: Synthesis = Synthe
     shape = (len(models), params.seeds, classes)
     picture = np.zeros((*shape, h, w, 3), np.float32)
     own, others = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    predicted = np.zeros(shape, np.int64)
     for m, model in enumerate(tqdm(models, desc="synthesis from noise", leave=False)):
         drawn = torch.cat(
             [
@@ -146,13 +147,19 @@ def synthesise(models: Sequence[Model], batch: Batch, params: Synthesis = Synthe
         )
         with torch.no_grad():
             read = torch.stack([judge(drawn).softmax(1).gather(1, goals[:, None])[:, 0] for judge in models])
+            predicted[m] = model(drawn).argmax(1).reshape(shape[1:]).numpy()
         picture[m] = pixels(drawn).reshape(*shape[1:], h, w, 3)
         own[m] = read[m].reshape(shape[1:]).numpy()
         rest = judges_of(models, m)
         others[m] = (read[rest].mean(0) if rest else torch.full_like(read[m], float("nan"))).reshape(shape[1:]).numpy()
     dims = ("model", "seed", "target")
     data = xr.Dataset(
-        {"picture": ((*dims, "y", "x", "channel"), picture), "own": (dims, own), "others": (dims, others)},
+        {
+            "picture": ((*dims, "y", "x", "channel"), picture),
+            "own": (dims, own),
+            "predicted": (dims, predicted),
+            "others": (dims, others),
+        },
         coords=model_coords(models) | {"target": [models[0].card.label(i) for i in range(classes)]},
     )
     return Result.of(

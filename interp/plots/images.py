@@ -65,7 +65,8 @@ def synthesis(result: Result, *, seed: int = 0) -> Figure:
             for c, ax in enumerate(axes[r]):
                 ax.imshow(data["picture"].values[m, c])
                 own, others = data["own"].values[m, c], data["others"].values[m, c]
-                text = f"own {own:.0%}" if np.isnan(others) else f"own {own:.0%}\nothers {others:.0%}"
+                seen = str(data["target"].values[int(data["predicted"].values[m, c])])
+                text = f"{seen}\nown {own:.0%}" + ("" if np.isnan(others) else f", others {others:.0%}")
                 ax.set_xlabel(text, labelpad=2, fontsize=6, linespacing=0.95)
         for ax, name in zip(axes[0], data["target"].values, strict=True):
             ax.set_title(str(name))

@@ -99,7 +99,7 @@ def _sweep(r: Result, folder: Path) -> Section:
 
 
 def _synthesis(r: Result, folder: Path) -> Section:
-    caption = "Drawn from noise toward each class. own: the model's confidence; others: the mean of the other architectures."
+    caption = "From noise. Below: the model's reading; own, others: confidence in the target, its and other architectures'."
     return _section(words.synthesis(r), [_draw(images.synthesis(r), folder, "synthesis", caption)])
 
 
