@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from interp.attacks.pgd import PGD
+    from interp.models.inspect import Said
     from interp.models.model import Model
     from interp.result import Result
-    from interp.types import Batch
+    from interp.types import Batch, Card
 
 INTERRUPTED = 130  # the exit code that typer gives Ctrl-C
 
@@ -38,6 +39,15 @@ Folder = Annotated[Path, typer.Option(help="Where figures and results are writte
 Eps = Annotated[str, typer.Option(help="ε, as 8/255 or 0.03; several with commas.")]
 NormName = Annotated[str, typer.Option(help="linf or l2.")]
 Steps = Annotated[int, typer.Option(help="PGD steps.")]
+Arch = Annotated[str | None, typer.Option(help="Architecture, where the file's names and shapes leave it open.")]
+ArchArg = Annotated[list[str] | None, typer.Option(help="KEY=VALUE, an argument of the architecture; may be repeated.")]
+Normalise = Annotated[
+    str | None,
+    typer.Option("--normalise", "--normalize", help="none, imagenet, half, cifar10, … or m,m,m/s,s,s."),
+]
+Size = Annotated[int | None, typer.Option(help="Input size in pixels, where nothing says it.")]
+Channels = Annotated[str | None, typer.Option(help="rgb or bgr.")]
+Ema = Annotated[bool | None, typer.Option("--ema/--raw", help="The averaged or the raw copy, where the file holds both.")]
 
 
 @app.command()
@@ -56,16 +66,19 @@ def analyze(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint file, a shipped id or timm:NAME.")],
     images: Images = "samples:cifar10",
     n: Count = 100,
-    arch: Annotated[str | None, typer.Option(help="Architecture, where the file's names and shapes do not settle it.")] = None,
-    normalise: Annotated[str | None, typer.Option("--normalise", "--normalize", help="none, cifar10, imagenet or half.")] = None,
-    size: Annotated[int | None, typer.Option(help="Input size in pixels, where no card says it.")] = None,
+    arch: Arch = None,
+    arch_arg: ArchArg = None,
+    normalise: Normalise = None,
+    size: Size = None,
+    channels: Channels = None,
+    ema: Ema = None,
     out_dir: Annotated[Path | None, typer.Option(help="Default: figures/NAME.")] = None,
 ) -> None:
     """The main job for one new checkpoint, beside the shipped models: what is it worth, what does it see?"""
     from interp.job import analyze as run
 
     folder = out_dir or Path("figures") / Path(checkpoint.removeprefix("timm:")).name.split(".")[0]
-    _say_page(run(checkpoint, images, folder, n=n, arch=arch, normalise=normalise, size=size))
+    _say_page(run(checkpoint, images, folder, n=n, said=_said(arch, arch_arg, normalise, size, channels, ema)))
 
 
 @app.command()
@@ -215,23 +228,94 @@ def train(
 
 
 @app.command(name="models")
-def list_models(markdown: Annotated[bool, typer.Option(help="The table of checkpoints/README.md.")] = False) -> None:
-    """The checkpoints at hand, with what their cards say."""
-    from rich.table import Table
+def list_models(
+    glob: Annotated[str | None, typer.Argument(help="Published ids, as 'robustbench:cifar10/*' or salman; '*' for all.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All that is known of them, for programs.")] = False,
+    markdown: Annotated[bool, typer.Option(help="The table of checkpoints/README.md.")] = False,
+) -> None:
+    """The checkpoints at hand; with a pattern, the published ones that the catalogue knows."""
+    import dataclasses
+    import json
 
+    from interp.models.catalogue import as_json as plain
+    from interp.models.catalogue import catalogue, find, listing, match
+    from interp.models.fetch import on_disk
     from interp.models.load import shipped
-    from interp.publish import as_text, checkpoint_table
+    from interp.publish import checkpoint_table
     from interp.types import Card
 
+    cards = {path: Card.read(path) for path in shipped().values()}
     if markdown:
-        typer.echo(checkpoint_table([Card.read(path) for path in shipped().values()]))
+        typer.echo(checkpoint_table(list(cards.values())))
         return
-    table = Table("id", "trained against", "clean", "PGD-20 at 8/255", box=None)
-    for path in shipped().values():
-        card = Card.read(path)
+    found = list(catalogue().values()) if glob is None else match(glob) or [find(glob)]
+    here = {e.id: str(path) for e in found if (path := on_disk(e))}
+    if as_json:
+        ours = [dataclasses.asdict(card) | {"on_disk": str(path)} for path, card in cards.items() if glob is None]
+        published = [plain(e) | {"on_disk": here.get(e.id)} for e in found]
+        typer.echo(json.dumps(ours + published, indent=1, ensure_ascii=False))
+    elif glob is None:
+        _print_shipped(list(cards.values()), len(here))
+    else:
+        typer.echo(listing(found, here=here, width=out.width))
+
+
+def _print_shipped(cards: list[Card], fetched: int) -> None:
+    """The shipped checkpoints, then how many are published elsewhere."""
+    from rich.table import Column, Table
+
+    from interp.models.catalogue import counts
+    from interp.publish import as_text
+
+    table = Table(Column("id", no_wrap=True), "trained against", "clean", "PGD-20 at 8/255", box=None)
+    for card in cards:
         threat = f"{card.threat.norm} {card.threat.eps * 255:g}/255" if card.threat else "–"
         table.add_row(card.id, threat, as_text(card.number("clean")), as_text(card.number("pgd20")))
     out.print(table)
+    each = ", ".join(f"{n} {origin}" for origin, n in counts().items())
+    typer.echo(f"\n{sum(counts().values())} published checkpoints are known, {fetched} of them on disk: {each}.")
+    typer.echo("List them with interp models 'robustbench:imagenet/*' (or '*'), download one with interp fetch ID.")
+
+
+@app.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="An id of the catalogue (interp models '*'), or a short name that only one has.")],
+    folder: Annotated[Path | None, typer.Option(help="Default: fetched, beside the shipped checkpoints.")] = None,
+) -> None:
+    """Download a published checkpoint over https, resumable and verified, with its card beside it."""
+    from interp.models.catalogue import find
+    from interp.models.fetch import fetch as run
+    from interp.models.fetch import on_disk
+
+    entry = find(name)
+    here = on_disk(entry, folder)
+    path = here or run(entry.id, folder=folder)
+    typer.echo(f"{entry.id} {'is already there' if here else 'is there now'}: {path}")
+    if entry.note:
+        typer.echo(f"note: {entry.note}")
+
+
+@app.command()
+def inspect(
+    file: Annotated[str, typer.Argument(help="A checkpoint file, a shipped id, or a fetched id of the catalogue.")],
+    as_json: Annotated[bool, typer.Option("--json", help="The same for programs, nothing shortened.")] = False,
+    arch: Arch = None,
+    arch_arg: ArchArg = None,
+    normalise: Normalise = None,
+    size: Size = None,
+    channels: Channels = None,
+    ema: Ema = None,
+) -> None:
+    """What a checkpoint is, without running anything in it: origin, architecture, preprocessing, and what is left open."""
+    import json
+
+    from interp.models.describe import as_json as plain
+    from interp.models.describe import as_text
+    from interp.models.inspect import inspect as run
+    from interp.models.load import locate
+
+    found = run(locate(file), _said(arch, arch_arg, normalise, size, channels, ema))
+    typer.echo(json.dumps(plain(found), indent=1, ensure_ascii=False) if as_json else as_text(found))
 
 
 @app.command()
@@ -261,6 +345,26 @@ def _inputs(specs: list[str] | None, source: str, n: int) -> tuple[list[Model], 
     for model in chosen:
         check_labels(model.card, batch)
     return chosen, batch
+
+
+def _said(
+    arch: str | None, args: list[str] | None, normalise: str | None, size: int | None, channels: str | None, ema: bool | None
+) -> Said:
+    """The options of a command as what is said of a file; values of --arch-arg are TOML, or words."""
+    import tomllib
+
+    from interp.models.inspect import Said
+
+    values: dict[str, Any] = {}
+    for text in args or []:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InputError(f"--arch-arg is {text!r}; expected KEY=VALUE, such as depth=12")
+        try:
+            values[key] = tomllib.loads(f"v = {value}")["v"]
+        except tomllib.TOMLDecodeError:
+            values[key] = value
+    return Said(arch, values, normalise, size, channels, ema)
 
 
 def _pgd(eps: float, norm: str, steps: int) -> PGD:

@@ -7,13 +7,14 @@ from pathlib import Path
 
 from interp import study
 from interp.data.source import images
-from interp.models.load import check_labels, load, shipped
+from interp.models.inspect import Said, inspect
+from interp.models.load import check_labels, load, load_as, locate, shipped
 from interp.models.model import Model, macs
 from interp.publish import as_text
 from interp.report.page import write
 from interp.report.words import interval
 from interp.result import Result
-from interp.types import Batch, Card, InputError, Preprocess
+from interp.types import Batch, Card, InputError
 
 
 def write_report(
@@ -38,11 +39,11 @@ def analyze(
     *,
     n: int | None = None,
     plan: Sequence[study.Analysis] = (),
-    **answers: str | int | None,
+    said: Said | None = None,
 ) -> Path:
-    """The same for one checkpoint beside the shipped models that take the same images; answers go to `load`."""
-    batch = images_for(checkpoint, source, n=n, size=answers.get("size"))
-    model = load(checkpoint, images=batch, **answers)  # type: ignore[arg-type]
+    """The same for one checkpoint beside the shipped models that take the same images; said: what its file leaves open."""
+    batch = images_for(checkpoint, source, n=n, said=said)
+    model = load_as(checkpoint, said or Said(), images=batch)
     model.check_images(batch.images.shape)
     check_labels(model.card, batch)
     beside = [other for other in (load(i) for i in shipped()) if other.digest != model.digest and _fits(other.card, model.card)]
@@ -68,17 +69,12 @@ def _page(
     return write(results, folder, title=title, models=table, notes=notes(results))
 
 
-def images_for(checkpoint: str, source: str, *, n: int | None = None, size: object = None) -> Batch:
-    """Images prepared as the checkpoint's card says; without a card they must have the right size already, or size is given."""
-    ids = shipped()
-    sidecar = ids.get(checkpoint) or Path(checkpoint).with_name(Path(checkpoint).name.split(".")[0] + ".toml")
-    if sidecar.is_file():
-        return images(source, n=n, preprocess=Card.read(sidecar).preprocess)
+def images_for(checkpoint: str, source: str, *, n: int | None = None, said: Said | None = None) -> Batch:
+    """Images prepared as the checkpoint asks; where its size is open they must have the right one already."""
     if checkpoint.startswith("timm:"):
         return images(source, n=n, preprocess=load(checkpoint).card.preprocess)
-    if isinstance(size, int):
-        return images(source, n=n, preprocess=Preprocess(size, size))
-    return images(source, n=n)
+    found = inspect(locate(checkpoint), said)
+    return images(source, n=n, preprocess=found.describe().preprocess if found.size else None)
 
 
 def _fits(a: Card, b: Card) -> bool:

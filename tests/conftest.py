@@ -22,7 +22,7 @@ from interp.training.recipe import Recipe
 from interp.types import Batch, Card, Preprocess
 
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
-    "xcit": ("xcit_nano_p4", {"embed_dim": 32, "depth": 2}),
+    "xcit": ("xcit_p4", {"embed_dim": 32, "depth": 2}),
     "mobilevit": ("mobilevit_32", {"variant": "mobilevit_xxs", "strides": [1, 2, 2, 2, 1, 1]}),
     "resnet": ("resnet50_32", {"width": 4, "stem_stride": 2, "output_stride": 16}),
 }

@@ -22,7 +22,7 @@ from interp.types import Card, InputError, Preprocess
 ATTENTION = ("Attention", "ClassAttn", "XCA", "TalkingHeadAttn")
 VIT = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim": 32, "num_heads": 2}
 NETS: dict[str, tuple[str, dict[str, Any]]] = {
-    "xcit": ("xcit_nano_p4", {"embed_dim": 32, "depth": 2}),
+    "xcit": ("xcit_p4", {"embed_dim": 32, "depth": 2}),
     "mobilevit": ("mobilevit_32", {"strides": [1, 2, 2, 2, 1, 1]}),
     "vit": ("vit_tiny_patch16_224", {**VIT, "qk_norm": True}),
     "vit_avg": ("vit_tiny_patch16_224", {**VIT, "class_token": False, "global_pool": "avg"}),
@@ -311,7 +311,7 @@ def test_spatial_attention_is_the_last_layer_at_image_size(name: str) -> None:
 
 def test_spatial_attention_without_attention_is_gradcam() -> None:
     torch.manual_seed(0)
-    model, x = wrap(build("resnet18_32", num_classes=10)), images(2)
+    model, x = wrap(build("resnet_cifar", num_classes=10)), images(2)
     with torch.inference_mode():
         reading = spatial_attention(model, x)
     want = gradcam(model, x, model(x).argmax(1), layer="layer4")
@@ -374,7 +374,7 @@ def test_gradcam_is_its_formula_on_a_net_that_can_be_derived_by_hand(given: str)
 @pytest.mark.parametrize("name", [*NETS, "resnet18"])
 def test_gradcam_of_n_images_is_n_times_one(name: str) -> None:
     torch.manual_seed(0)
-    model = wrap(build("resnet18_32", num_classes=10)) if name == "resnet18" else make(name)
+    model = wrap(build("resnet_cifar", num_classes=10)) if name == "resnet18" else make(name)
     x, y = images(3), torch.tensor([2, 5, 9])
     cam = gradcam(model, x, y)
     side = {"xcit": 8}.get(name, 4)

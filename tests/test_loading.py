@@ -69,7 +69,7 @@ def test_a_file_beside_its_card_loads_as_the_card_says(family: str, tiny: Make, 
 def test_the_architecture_is_found_by_shapes_not_by_the_file_name(checkpoints: Path, tiny: Make, tmp_path: Path) -> None:
     torch.save(weights(tiny("xcit")), tmp_path / "resnet50_imagenet.pt")
     loaded = interp.load(tmp_path / "resnet50_imagenet.pt", normalise="half")
-    assert loaded.card.arch == "xcit_nano_p4" and loaded.card.arch_args == {"embed_dim": 32, "depth": 2}
+    assert loaded.card.arch == "xcit_p4" and loaded.card.arch_args == {"embed_dim": 32, "depth": 2}
     assert not loaded.robust and loaded.card.preprocess.std == (0.5, 0.5, 0.5) and loaded.card.preprocess.size == 32
 
 
@@ -286,7 +286,7 @@ def test_an_unknown_normalisation_names_the_known_ones(checkpoints: Path) -> Non
 @pytest.mark.filterwarnings("default::UserWarning")
 def test_labelled_images_settle_the_normalisation(model_test: Path, samples: Batch) -> None:
     model = interp.load(model_test, images=samples)
-    assert model.card.arch == "resnet18_32" and model.card.num_classes == 10 and not model.robust
+    assert model.card.arch == "resnet_cifar" and model.card.num_classes == 10 and not model.robust
     assert model.card.preprocess.mean == (0, 0, 0) and model.card.preprocess.std == (1, 1, 1)
     assert model.card.origin.endswith(": none") and "20 labelled images" in model.card.origin
     assert model.card.labels == samples.classes
@@ -315,8 +315,8 @@ def test_unknown_ids_name_the_nearest(checkpoints: Path) -> None:
         interp.load("tiny_lnif")
     with pytest.raises(InputError, match=r"timm has no model 'resnet51'.*resnet50"):
         interp.load("timm:resnet51")
-    with pytest.raises(InputError, match=r"no architecture is called 'xcit_nano_p5'.*xcit_nano_p4"):
-        build("xcit_nano_p5", num_classes=10)
+    with pytest.raises(InputError, match=r"no architecture is called 'xcit_p5'.*xcit_p4"):
+        build("xcit_p5", num_classes=10)
 
 
 def test_arguments_an_architecture_lacks_are_named(checkpoints: Path) -> None:
@@ -343,7 +343,7 @@ def test_a_card_of_another_class_count_is_refused(checkpoints: Path) -> None:
     path = checkpoints / "tiny_linf.toml"
     card = dataclasses.replace(Card.read(path), num_classes=5, labels=())
     path.write_text(card.to_toml(), encoding="utf-8")
-    with pytest.raises(InputError, match=r"does not fit xcit_nano_p4.*head\.weight: \(10, 32\) instead of \(5, 32\)"):
+    with pytest.raises(InputError, match=r"does not fit xcit_p4.*head\.weight: \(10, 32\) instead of \(5, 32\)"):
         interp.load("tiny_linf")
 
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from interp.types import Batch, Card, InputError, Number, Preprocess, Threat, fraction
 
-PLAIN = Card("a", "resnet18_32", 3, Preprocess(32, 32))
+PLAIN = Card("a", "resnet_cifar", 3, Preprocess(32, 32))
 FULL = Card(
     "xcit_ε",
-    "xcit_nano_p4",
+    "xcit_p4",
     2,
     Preprocess(48, 56, "bilinear", (0.4914, 0.4822, 1 / 3), (0.1, 0.2, 0.3), "bgr"),
     {"embed_dim": 64, "strides": [1, 2, 2], "variant": "mobilevit_xs", "share": 0.1},

@@ -1,119 +1,111 @@
 """Architectures by name: timm builds what timm has; the few it lacks are edited or written here, each with its source.
 
 An architecture's shape-changing choices are keyword arguments (`arch_args` of a card), so that a card rebuilds its
-network exactly.
+network exactly. They are plain values: words, numbers, true or false, lists of these.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Callable
 from typing import Any
 
 import torch.nn as nn
 
+from interp.models.convstem import convnext_convstem, vit_convstem
+from interp.models.preact_resnet import PreActResNet, PreActResNetDM
+from interp.models.resnet_cifar import ResNetCifar
+from interp.models.small_images import mobilevit_small_images, resnet50_small_images, resnet_small_images, xcit_p4
+from interp.models.wide_resnet import WideResNet, WideResNetDM, WideResNetStages
 from interp.types import InputError
 
-
-def xcit_p4(*, num_classes: int, embed_dim: int = 128, depth: int = 12, num_heads: int = 4, img_size: int = 32) -> nn.Module:
-    """XCiT-nano for small images: the 16-pixel patch stem with its first two strides set to 1, so patches of 4.
-
-    The stride edit is that of Debenedetti et al. (arXiv 2209.07399, CIFAR models); keys stay those of timm's XCiT.
-    """
-    import timm
-
-    net = timm.create_model(
-        "xcit_nano_12_p16_224",
-        num_classes=num_classes,
-        img_size=img_size,
-        embed_dim=embed_dim,
-        depth=depth,
-        num_heads=num_heads,
-    )
-    for stage in (0, 2):
-        net.patch_embed.proj[stage][0].stride = (1, 1)
-    net.patch_embed.patch_size = 4
-    return net
-
-
-def mobilevit_small_images(*, num_classes: int, variant: str = "mobilevit_xs", strides: list[int]) -> nn.Module:
-    """MobileViT v1 (Mehta & Rastegari, arXiv 2110.02178) with chosen strides: the stem's, then one for each of five stages.
-
-    The published network halves the image in the stem and four stages; at 32 pixels its last transformer would see a
-    single position. strides=[1, 2, 2, 2, 1, 1] leaves 4 × 4.
-    """
-    from timm.models.byobnet import ByobNet
-    from timm.models.mobilevit import model_cfgs
-
-    cfg = model_cfgs[variant]
-    if len(strides) != len(cfg.blocks) + 1:
-        raise InputError(f"{variant} takes {len(cfg.blocks) + 1} strides (stem, then stages); found {len(strides)}")
-
-    def strided(stage: Any, s: int) -> Any:
-        if isinstance(stage, tuple):
-            return (dataclasses.replace(stage[0], s=s), *stage[1:])
-        return dataclasses.replace(stage, s=s)
-
-    blocks = tuple(strided(b, s) for b, s in zip(cfg.blocks, strides[1:], strict=True))
-    net = ByobNet(dataclasses.replace(cfg, blocks=blocks), num_classes=num_classes)
-    net.stem.conv.stride = (strides[0], strides[0])
-    return net
-
-
-def resnet50_small_images(*, num_classes: int, width: int = 64, stem_stride: int = 1, output_stride: int = 32) -> nn.Module:
-    """ResNet-50 (He et al., arXiv 1512.03385): Bottleneck blocks [3, 4, 6, 3], a 3 × 3 stem and no max-pool.
-
-    width: channels of the first stage's inner convolution (64 in the paper). output_stride: timm's, counted as if the
-    stem had stride 4; 16 keeps the last stage at the resolution of the third (dilated).
-    """
-    from timm.models.resnet import Bottleneck, ResNet
-
-    net = ResNet(
-        Bottleneck,
-        [3, 4, 6, 3],
-        num_classes=num_classes,
-        channels=(width, 2 * width, 4 * width, 8 * width),
-        output_stride=output_stride,
-    )
-    net.conv1 = nn.Conv2d(3, 64, 3, stem_stride, 1, bias=False)
-    net.maxpool = nn.Identity()
-    return net
-
-
-def resnet18_small_images(*, num_classes: int) -> nn.Module:
-    """The CIFAR ResNet-18 of common use: 3 × 3 stem, no max-pool, stages of 64 to 512 channels.
-
-    Written with the module names that its checkpoints carry (`shortcut`, `linear`), as in the example network of
-    AutoAttack (github.com/fra31/auto-attack) and in TRADES.
-    """
-    from interp.models.resnet_cifar import ResNetCifar
-
-    return ResNetCifar(blocks=(2, 2, 2, 2), num_classes=num_classes)
-
-
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
-    "xcit_nano_p4": xcit_p4,
+    "xcit_p4": xcit_p4,
     "mobilevit_32": mobilevit_small_images,
     "resnet50_32": resnet50_small_images,
-    "resnet18_32": resnet18_small_images,
+    "resnet_32": resnet_small_images,
+    "resnet_cifar": ResNetCifar,
+    "preact_resnet": PreActResNet,
+    "preact_resnet_dm": PreActResNetDM,
+    "wide_resnet": WideResNet,
+    "wide_resnet_dm": WideResNetDM,
+    "wide_resnet_stages": WideResNetStages,
+    "convnext_convstem": convnext_convstem,
+    "vit_convstem": vit_convstem,
+}
+
+_M12, _L12 = ({"variant": f"xcit_{size}_24_p16_224", "depth": 12} for size in ("medium", "large"))
+_GELU = {"act_layer": "gelu"}
+
+ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
+    # dedeswim/vits-robustness-torch: its registered names and the spellings of its README
+    "xcit_medium_12_p16_224": ("xcit_medium_24_p16_224", {"depth": 12}),
+    "xcit_large_12_p16_224": ("xcit_large_24_p16_224", {"depth": 12}),
+    "xcit_large_12_h8_p16_224": ("xcit_large_24_p16_224", {"depth": 12, "num_heads": 8}),
+    "xcit_small_12_p12_224": ("xcit_small_12_p16_224", {}),
+    "xcit_small_12_p4_32": ("xcit_p4", {"variant": "xcit_small_12_p16_224"}),
+    "xcit_medium_12_p4_32": ("xcit_p4", _M12),
+    "xcit_large_12_p4_32": ("xcit_p4", _L12),
+    "xcit_large_12_4_32": ("xcit_p4", _L12),
+    "cait_s12_224": ("cait_s24_224", {"depth": 12}),
+    "resnet50_gelu": ("resnet50", _GELU),
+    "resnet_50_gelu": ("resnet50", _GELU),
+    "resnet18_gelu": ("resnet18", _GELU),
+    "resnet_50_32": ("resnet50_32", {}),
+    "preact_resnet_18": ("preact_resnet", {"depth": 18}),
+    # RobustBench's names of its XCiTs for timm
+    **{
+        f"debenedetti2022light_xcit_{size}12_{data}_linf": built
+        for size, p4, p16 in (
+            ("s", ("xcit_p4", {"variant": "xcit_small_12_p16_224"}), ("xcit_small_12_p16_224", {})),
+            ("m", ("xcit_p4", _M12), ("xcit_medium_24_p16_224", {"depth": 12})),
+            ("l", ("xcit_p4", _L12), ("xcit_large_24_p16_224", {"depth": 12})),
+        )
+        for data, built in (("cifar10", p4), ("cifar100", p4), ("imagenet", p16))
+    },
+    # and of its networks with a convolutional stem
+    **{f"convnext_{v[0]}_cvst": ("convnext_convstem", {"variant": v}) for v in ("tiny", "small", "base", "large")},
+    **{f"vit_{v[0]}_cvst": ("vit_convstem", {"variant": v}) for v in ("small", "medium", "base")},
+    # wide and pre-activation ResNets as papers write them
+    **{
+        name: ("wide_resnet", {"depth": depth, "width": width})
+        for depth, width in ((28, 4), (28, 10), (34, 10), (34, 15), (34, 20), (70, 16), (106, 16), (40, 2))
+        for name in (f"wrn_{depth}_{width}", f"wideresnet_{depth}_{width}", f"wide_resnet{depth}_{width}")
+    },
+    **{f"resnet{depth}_cifar": ("resnet_cifar", {"depth": depth}) for depth in (18, 34, 50, 101, 152)},
+    **{f"preactresnet{depth}": ("preact_resnet", {"depth": depth}) for depth in (18, 34)},
+    # names of earlier cards
+    "resnet18_32": ("resnet_cifar", {"depth": 18}),
+    "xcit_nano_p4": ("xcit_p4", {}),
 }
 
 
+def resolve(arch: str, arch_args: dict[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
+    """The architecture and arguments that a name stands for; given arguments replace those of an alias."""
+    name, implied = ALIASES.get(arch, (arch, {}))
+    return name, implied | (arch_args or {})
+
+
+def nearest(arch: str) -> list[str]:
+    """Up to four known names that resemble a wrong one."""
+    import timm
+
+    return difflib.get_close_matches(arch, [*BUILDERS, *ALIASES, *timm.list_models()], n=4, cutoff=0.4)
+
+
 def build(arch: str, *, num_classes: int, arch_args: dict[str, Any] | None = None) -> nn.Module:
-    """A network with random weights: one of ours by name, or any of timm's.
+    """A network with random weights: one of ours by name, an alias, or any of timm's.
 
     Raises InputError where the name is unknown (naming the nearest ones) or an argument does not fit.
     """
-    args = dict(arch_args or {})
+    name, args = resolve(arch, arch_args)
     try:
-        if arch in BUILDERS:
-            return BUILDERS[arch](num_classes=num_classes, **args)
+        if name in BUILDERS:
+            return BUILDERS[name](num_classes=num_classes, **args)
         import timm
 
-        if not timm.is_model(arch):
-            near = difflib.get_close_matches(arch, [*BUILDERS, *timm.list_models()], n=4, cutoff=0.4)
-            raise InputError(f"no architecture is called {arch!r}; the nearest names are {', '.join(near) or 'none'}")
-        return timm.create_model(arch, num_classes=num_classes, **args)
+        if not timm.is_model(name):
+            raise InputError(f"no architecture is called {arch!r}; the nearest names are {', '.join(nearest(arch)) or 'none'}")
+        return timm.create_model(name, num_classes=num_classes, **args)
     except TypeError as error:
         raise InputError(f"architecture {arch!r} does not take these arguments: {args} ({error})") from error

@@ -1,0 +1,116 @@
+"""Seeded mutations of files: bytes, pieces, numbers, and opcodes of the pickles within, with archives put together again."""
+
+from __future__ import annotations
+
+import io
+import pickletools
+import random
+import zipfile
+from collections.abc import Iterator, Mapping
+
+INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, ord("."), ord("("), ord("t"), ord("R"), ord("b"), ord("Q"), ord("c"))
+
+
+def mutated(files: Mapping[str, bytes], count: int, seed: int) -> Iterator[tuple[str, bytes]]:
+    """`count` mutations with a name that says how each was made."""
+    draw = random.Random(seed)
+    names = sorted(files)
+    for n in range(count):
+        name = draw.choice(names)
+        data = files[name]
+        other = files[draw.choice(names)]
+        if draw.random() < 0.45 and (inner := _inner(data)):
+            start, end = inner
+            changed = data[start:end]
+            for _ in range(draw.choice((1, 1, 2, 4))):
+                changed = _opcodes(changed, other, draw) if draw.random() < 0.6 else _bytes(changed, other, draw)
+            yield f"{n} inner {name}", _rebuilt(data, start, end, changed)
+        else:
+            for _ in range(draw.choice((1, 1, 1, 2, 5, 20))):
+                data = _bytes(data, other, draw)
+            yield f"{n} outer {name}", data
+
+
+def _inner(data: bytes) -> tuple[int, int] | None:
+    """Where the main pickle of a file lies."""
+    if data[:2] == b"PK":
+        with zipfile.ZipFile(io.BytesIO(data)) as z:
+            pickled = next((z.read(n) for n in z.namelist() if n.endswith("data.pkl")), b"")
+        start = data.find(pickled) if pickled else -1
+        return (start, start + len(pickled)) if start >= 0 else None
+    if data[:1] != b"\x80":
+        return None
+    file, spans = io.BytesIO(data), []
+    try:
+        for _ in range(4):
+            start = file.tell()
+            for _ in pickletools.genops(file):
+                pass
+            spans.append((start, file.tell()))
+    except (ValueError, IndexError):
+        pass
+    return spans[-1] if spans else None
+
+
+def _rebuilt(data: bytes, start: int, end: int, changed: bytes) -> bytes:
+    if data[:2] != b"PK":
+        return data[:start] + changed + data[end:]
+    out = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(data)) as z, zipfile.ZipFile(out, "w") as w:
+        for name in z.namelist():
+            w.writestr(zipfile.ZipInfo(name), changed if name.endswith("data.pkl") else z.read(name))
+    return out.getvalue()
+
+
+def _opcodes(data: bytes, other: bytes, draw: random.Random) -> bytes:
+    """Delete, double, swap, move or replace one opcode, or change the global of one."""
+    try:
+        at = [p for _, _, p in pickletools.genops(data) if p is not None]
+    except (ValueError, IndexError):
+        return _bytes(data, other, draw)
+    parts = [data[a:b] for a, b in zip(at, [*at[1:], len(data)], strict=True)]
+    i, j = draw.randrange(len(parts)), draw.randrange(len(parts))
+    how = draw.randrange(7)
+    if how == 0:
+        del parts[i]
+    elif how == 1:
+        parts.insert(j, parts[i])
+    elif how == 2:
+        parts[i], parts[j] = parts[j], parts[i]
+    elif how == 3:
+        parts.insert(i, bytes([draw.choice([ord(o.code) for o in pickletools.opcodes])]))
+    elif how == 4:
+        parts[i] = draw.choice(
+            (b"cos\nsystem\n", b"cbuiltins\nexec\n", b"ctorch\nSize\n", b"cnumpy\ndtype\n", b"cbuiltins\nbytearray\n")
+        )
+    elif how == 5:
+        number = draw.choice((-1, 0, 2**31 - 1, 2**31, 2**48, 2**62, -(2**63)))
+        parts[i] = b"\x8a\x09" + number.to_bytes(9, "little", signed=True)
+    else:
+        parts[i:i] = [b"X\x0c\x00\x00\x00touch canary", b"\x85", b"R"]
+    return b"".join(parts)
+
+
+def _bytes(data: bytes, other: bytes, draw: random.Random) -> bytes:
+    """Flip, set, insert, delete, double, cut or splice."""
+    if not data:
+        return other
+    i = draw.randrange(len(data))
+    n = min(draw.choice((1, 1, 2, 4, 8, 30)), len(data) - i)
+    how = draw.randrange(8)
+    if how == 0:
+        return data[:i] + bytes([data[i] ^ (1 << draw.randrange(8))]) + data[i + 1 :]
+    if how == 1:
+        return data[:i] + bytes([draw.choice(INTERESTING)]) * n + data[i + n :]
+    if how == 2:
+        return data[:i] + draw.randbytes(n) + data[i:]
+    if how == 3:
+        return data[:i] + data[i + n :]
+    if how == 4:
+        return data[: i + n] + data[i:]
+    if how == 5:
+        return data[:i] if draw.random() < 0.3 else data[:i] + draw.randbytes(n) + data[i + n :]
+    j = draw.randrange(len(other)) if other else 0
+    if how == 6:
+        return data[:i] + other[j:]
+    return data[:i] + other[j : j + n * 4] + data[i + n :]
