@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from interp.loading.detect import Candidate, Shapes
+from interp.loading.candidate import Candidate, Shapes
 from interp.loading.signatures_small import SIGNATURES_SMALL
 from interp.models.build import BUILDERS, build, resolve
 from interp.models.load import shipped

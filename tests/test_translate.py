@@ -18,6 +18,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 from interp.loading.translate import JOINED, TRANSLATIONS, Translation, translation
 from interp.loading.translate_stages import relative_position_index, shifted_window_mask
 from tests import writers
+from tests.writers import scattered
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -25,25 +26,6 @@ with warnings.catch_warnings():
 
 CLASSES = 10
 CLOSE = 1e-5  # of the largest logit
-
-
-def scattered(net: nn.Module, seed: int = 0) -> nn.Module:
-    """The network with every number drawn anew, such that signals keep their size and no normalisation is trivial."""
-    g = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, tensor in net.state_dict().items():
-            if not tensor.is_floating_point() or name.endswith("attn_mask"):
-                continue
-            noise = torch.randn(tensor.shape, generator=g)
-            if name.endswith("running_var"):
-                tensor.copy_(0.5 + noise.abs())
-            elif tensor.ndim > 1 and tensor[0].numel() > 1 and "token" not in name and "pos" not in name:
-                tensor.copy_(noise / tensor[0].numel() ** 0.5)
-            elif name.endswith("weight") or "gamma" in name:
-                tensor.copy_(1 + 0.2 * noise)
-            else:
-                tensor.copy_(0.5 * noise)
-    return net.eval()
 
 
 def built(arch: str, **args: Any) -> nn.Module:
@@ -318,8 +300,8 @@ def test_swin_mask_of_another_grid_stays() -> None:
     name = "layers.0.blocks.1.attn_mask"
     _, found = translated(tensors)
     assert name in found.dropped
-    _, found = translated(tensors | {name: tensors[name][:3]})
-    assert name in found.tensors
+    for other in (tensors[name][:3], tensors[name].roll(1, 0), torch.zeros_like(tensors[name])):
+        assert name in translated(tensors | {name: other})[1].tensors
 
 
 # --- strictness and partial files -----------------------------------------------------------------------------------------
@@ -386,10 +368,12 @@ def test_both_sets_of_names(origin: str, originals: dict[str, dict[str, Tensor]]
     }
     both = convert(tensors | changed)
     assert set(both.tensors) >= set(changed)
+    accounted(tensors | changed, both)
     new = next(k for k in reversed(changed) if first.renamed[k] not in first.tensors)  # old Swin shifts onto its own names
     if "qkv" not in first.renamed[new]:
         assert both.dropped[first.renamed[new]] == f"the same as {new}"
         other = convert(tensors | {new: changed[new] + 1.0})
+        accounted(tensors | {new: changed[new]}, other)
         assert torch.equal(other.tensors[first.renamed[new]], tensors[first.renamed[new]])
         assert torch.equal(other.tensors[new], changed[new] + 1.0)
 

@@ -99,7 +99,7 @@ def robustbench_mu_sigma(net: nn.Module, path: Path) -> None:
 
 
 def madry(net: nn.Module, path: Path) -> None:
-    """MadryLab/robustness (train.py, 2019–2020) and Salman et al.: AttackerModel under DataParallel, legacy container, numpy scalars.
+    """MadryLab/robustness (train.py, 2019–2020) and Salman et al.: AttackerModel in DataParallel, legacy, numpy scalars.
 
     The real files are written with dill, which for these contents names the same globals as pickle does.
     """
@@ -108,7 +108,11 @@ def madry(net: nn.Module, path: Path) -> None:
     both = nn.ModuleDict({"normalizer": normaliser, "model": net, "attacker": attacker})
     weights = {f"module.{k}": v for k, v in both.state_dict().items()}
     content = {"model": weights, "optimizer": optimiser(net), "schedule": None, "epoch": 105, "amp": None}
-    content |= {"nat_prec1": np.float64(62.4), "adv_prec1": torch.tensor(33.4), "args": Parameters({"eps": 4 / 255, "arch": None})}
+    content |= {
+        "nat_prec1": np.float64(62.4),
+        "adv_prec1": torch.tensor(33.4),
+        "args": Parameters({"eps": 4 / 255, "arch": None}),
+    }
     torch.save(content, path, _use_new_zipfile_serialization=False)
 
 
@@ -120,7 +124,7 @@ class Parameters:
 
 
 def lightning(net: nn.Module, path: Path) -> None:
-    """Lightning (trainer/connectors/checkpoint_connector.py, dump_checkpoint): the module's weights, a criterion's beside them."""
+    """Lightning (checkpoint_connector.py, dump_checkpoint): the module's weights, a criterion's beside them."""
     weights = {f"model.{k}": v for k, v in net.state_dict().items()} | {"criterion.weight": torch.ones(10)}
     torch.save(
         {

@@ -16,6 +16,25 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 
+def scattered(net: nn.Module, seed: int = 0) -> nn.Module:
+    """The network with every number drawn anew, such that signals keep their size and no normalisation is trivial."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in net.state_dict().items():
+            if not tensor.is_floating_point() or name.endswith("attn_mask"):
+                continue
+            noise = torch.randn(tensor.shape, generator=g)
+            if name.endswith("running_var"):
+                tensor.copy_(0.5 + noise.abs())
+            elif tensor.ndim > 1 and tensor[0].numel() > 1 and "token" not in name and "pos" not in name:
+                tensor.copy_(noise / tensor[0].numel() ** 0.5)
+            elif name.endswith("weight") or "gamma" in name:
+                tensor.copy_(1 + 0.2 * noise)
+            else:
+                tensor.copy_(0.5 * noise)
+    return net.eval()
+
+
 def facebook_xcit(net: nn.Module) -> dict[str, Tensor]:
     """facebookresearch/xcit, xcit.py: `self.pos_embeder = PositionalEncodingFourier`, `ClassAttention.qkv` (q, k, v rows)."""
     state = net.state_dict()
@@ -180,7 +199,7 @@ def as_transformers_converts(tensors: Mapping[str, Tensor], version: int) -> dic
                 out[f"{stem}{n}.{part[3]}"] = rows
             continue
         for old, new in table:
-            name = re.sub(old, new, name)  # type: ignore[arg-type]
+            name = re.sub(old, new, name)
         out[prefix + name] = tensor
     return out
 

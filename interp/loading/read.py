@@ -32,22 +32,24 @@ __all__ = ["Contents", "Limits", "Stub", "read", "read_tensors", "sha256_of", "s
 
 KINDS = "(.safetensors, .pt, .pth, .pth.tar, .ckpt, .bin)"
 EXPECTED, ONE = f"expected a checkpoint {KINDS}", f"expected one checkpoint file {KINDS}"
-FOREIGN: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras, TensorFlow)"),
-    (0, b"\x93NUMPY", "a NumPy array (.npy)"),
-    (0, b"\x1f\x8b", "a gzip file: unpack it first"),
-    (0, b"BZh", "a bzip2 file: unpack it first"),
-    (0, b"\xfd7zXZ", "an xz file: unpack it first"),
-    (0, b"\x28\xb5\x2f\xfd", "a zstd file: unpack it first"),
-    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive: unpack it first"),
-    (0, b"Rar!", "a RAR archive: unpack it first"),
-    (0, b"GGUF", "a GGUF language model"),
-    (0, b"%PDF", "a PDF document"),
-    (0, b"\x89PNG", "a PNG image"),
-    (0, b"\xff\xd8\xff", "a JPEG image"),
-    (0, b"PK\x05\x06", "an empty zip archive"),
-    (4, b"TFL3", "a TensorFlow Lite model"),
-    (257, b"ustar", "a tar archive, or a torch file from before 2017: unpack it, or save it again with torch.save"),
+UNPACK, CONVERT = "unpack it and give the checkpoint inside", "convert it to a PyTorch state dict"
+OTHER = "give the path of the checkpoint itself"
+FOREIGN: tuple[tuple[int, bytes, str, str], ...] = (
+    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras, TensorFlow)", CONVERT),
+    (0, b"\x93NUMPY", "a NumPy array (.npy)", CONVERT),
+    (0, b"\x1f\x8b", "a gzip file", UNPACK),
+    (0, b"BZh", "a bzip2 file", UNPACK),
+    (0, b"\xfd7zXZ", "an xz file", UNPACK),
+    (0, b"\x28\xb5\x2f\xfd", "a zstd file", UNPACK),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", UNPACK),
+    (0, b"Rar!", "a RAR archive", UNPACK),
+    (0, b"GGUF", "a GGUF language model", CONVERT),
+    (0, b"%PDF", "a PDF document", OTHER),
+    (0, b"\x89PNG", "a PNG image", OTHER),
+    (0, b"\xff\xd8\xff", "a JPEG image", OTHER),
+    (0, b"PK\x05\x06", "an empty zip archive", OTHER),
+    (4, b"TFL3", "a TensorFlow Lite model", CONVERT),
+    (257, b"ustar", "a tar archive (or a torch file from before 2017)", UNPACK),
 )
 TRAINING = ("optim", "sched", "lr_", "scaler", "callback", "loops", "loss")  # what lies under these is no weight
 # bytes per element of safetensors' types (format description of huggingface/safetensors)
@@ -139,15 +141,15 @@ def _sniff(file: BinaryIO, size: int, limits: Limits) -> str:
         return "safetensors"
     if head[:4] == b"PK\x03\x04":
         return "zip"
-    for at, magic, what in FOREIGN:
+    for at, magic, what, advice in FOREIGN:
         if head[at : at + len(magic)] == magic:
-            raise UnreadableError(f"is {what}; {EXPECTED}", "convert it to a PyTorch state dict")
+            raise UnreadableError(f"is {what}; {EXPECTED}", advice)
     if head[0] == 0x80 and len(head) > 1 and head[1] <= 5:
         return "pickle"
     file.seek(max(0, size - 8))
     tail = file.read(8)
     if tail == b"\x57\xfb\x80\x8b\x24\x75\x47\xdb" or (head[:1] == b"\x08" and head[2:3] in (b"\x12", b":", b"*", b'"')):
-        raise UnreadableError(f"is a TensorFlow or ONNX file; {EXPECTED}", "convert it to a PyTorch state dict")
+        raise UnreadableError(f"is a TensorFlow or ONNX file; {EXPECTED}", CONVERT)
     if tail[-1:] == b"." and head[:1] in b"(]}clidINFSVX":
         return "pickle"  # protocols 0 and 1 have no mark of their own
     start = head[:12]
@@ -188,7 +190,7 @@ def _header(file: BinaryIO, size: int, limits: Limits) -> tuple[dict[str, Any], 
     if length > limits.max_header:
         raise UnreadableError(f"has a safetensors header of {length:,} bytes; at most {limits.max_header:,} are read", TOO_MUCH)
     try:
-        pairs = json.loads(file.read(length), object_pairs_hook=_unique)
+        pairs = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise UnreadableError("is a damaged safetensors file (its header is no JSON of unique names)") from error
     if not isinstance(pairs, dict):

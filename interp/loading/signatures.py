@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from interp.loading.detect import Candidate, Shapes, count, rows
+from interp.loading.candidate import Candidate, Shapes, count, rows
 
 XCIT = {128: "nano", 192: "tiny", 384: "small", 512: "medium", 768: "large"}
 XCIT_IN_TIMM = {("nano", 12), ("tiny", 12), ("tiny", 24), ("small", 12), ("small", 24), ("medium", 24), ("large", 24)}
@@ -142,11 +142,13 @@ def swin(shapes: Shapes) -> list[Candidate]:
         return []
     window = (math.isqrt(table[0]) + 1) // 2
     name = SWIN.get((stem[0], count(shapes, "layers.2.blocks")))
-    if name is None or window not in (7, 12) or stem[-1] != 4:
+    if name is None or window not in (7, 12, 14) or stem[-1] != 4:
         return []
     arch = f"swin_{name}_patch4_window7_224"
     args: dict[str, Any] = {}
-    size = 224 if window == 7 else 384
+    size = 384 if window == 12 else 224
+    if window == 14:
+        args = {"window_size": 14}
     if window == 12:
         arch, args = (
             (f"swin_{name}_patch4_window12_384", {})

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from interp.loading.detect import Candidate, Shapes, count
+from interp.loading.candidate import Candidate, Shapes, count
 
 XCIT = {  # timm's variants with patches of 16: width, depth, heads
     "xcit_nano_12_p16_224": (128, 12, 4),

@@ -110,6 +110,8 @@ def _place(result: Translation, new: str, olds: list[str], tensor: Tensor) -> No
         while own in result.tensors:
             own += "'"
         result.tensors[own] = tensor
+        if [own] != olds:
+            result.renamed[own] = JOINED.join(olds)
 
 
 def has(tensors: Mapping[str, Tensor], *patterns: str) -> bool:

@@ -67,8 +67,7 @@ class Unpickler:
         except Stopped as end:
             return end.args[0]
         except (ValueError, TypeError, IndexError, KeyError, OverflowError, RecursionError, struct.error) as error:
-            where = f"before byte {self.file.tell():,}"
-            raise UnreadableError(f"has a damaged pickle ({type(error).__name__} {where})") from error
+            raise UnreadableError(f"has a damaged pickle (it makes no sense before byte {self.file.tell():,})") from error
 
     def read(self, count: int) -> bytes:
         """Exactly so many bytes, which must be there before memory is taken for them."""

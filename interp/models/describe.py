@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from interp.loading.detect import Candidate
+from interp.loading.candidate import Candidate
 from interp.models.build import build
 from interp.models.inspect import Answer, Inspection
 from interp.models.normalise import name_of

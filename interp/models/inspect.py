@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 
-from interp.loading.detect import Candidate, Shapes, detect, mismatch, num_classes
+from interp.loading.candidate import Candidate, Shapes
+from interp.loading.detect import detect, mismatch, num_classes
 from interp.loading.formats import unwrap
 from interp.loading.read import Contents, read
 from interp.loading.weights import Weights

@@ -1,0 +1,140 @@
+"""What commands share: the app, its options, and how they read inputs and write figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from interp.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from interp.attacks.pgd import PGD
+    from interp.models.inspect import Said
+    from interp.models.model import Model
+    from interp.result import Result
+    from interp.types import Batch
+
+app = typer.Typer(
+    help="What robust vision models see: large perturbations, accumulated gradients, attention, semantic attributes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+
+Models = Annotated[list[str] | None, typer.Argument(help="Shipped ids, checkpoint files or timm:NAME; all shipped ones if none.")]
+Images = Annotated[str, typer.Option(help="samples:cifar10, samples:imagenet, folder:PATH, parquet:PATH, or one image.")]
+Count = Annotated[int, typer.Option("-n", help="At most this many images.")]
+Folder = Annotated[Path, typer.Option(help="Where figures and results are written.")]
+Eps = Annotated[str, typer.Option(help="ε, as 8/255 or 0.03; several with commas.")]
+NormName = Annotated[str, typer.Option(help="linf or l2.")]
+Steps = Annotated[int, typer.Option(help="PGD steps.")]
+Arch = Annotated[str | None, typer.Option(help="Architecture, where the file's names and shapes leave it open.")]
+ArchArg = Annotated[list[str] | None, typer.Option(help="KEY=VALUE, an argument of the architecture; may be repeated.")]
+Normalise = Annotated[
+    str | None,
+    typer.Option("--normalise", "--normalize", help="none, imagenet, half, cifar10, … or m,m,m/s,s,s."),
+]
+Size = Annotated[int | None, typer.Option(help="Input size in pixels, where nothing says it.")]
+Channels = Annotated[str | None, typer.Option(help="rgb or bgr.")]
+Ema = Annotated[bool | None, typer.Option("--ema/--raw", help="The averaged or the raw copy, where the file holds both.")]
+
+
+def inputs(specs: list[str] | None, source: str, n: int) -> tuple[list[Model], Batch]:
+    """Models and the images they all take; raises InputError where the models do not take the same."""
+    from interp.job import images_for
+    from interp.models.load import check_labels, load, shipped
+
+    specs = specs or list(shipped())
+    if not specs:
+        raise InputError("no shipped checkpoints were found; name a model, or set INTERP_CHECKPOINTS to their folder")
+    batch = images_for(specs[0], source, n=n)
+    chosen = [load(spec, images=batch) for spec in specs]
+    sizes = {m.card.id: m.card.preprocess.size for m in chosen}
+    if len(set(sizes.values())) > 1:
+        raise InputError(f"the models take images of different sizes ({sizes}); give models of one size")
+    for model in chosen:
+        check_labels(model.card, batch)
+    return chosen, batch
+
+
+def said(
+    arch: str | None, args: list[str] | None, normalise: str | None, size: int | None, channels: str | None, ema: bool | None
+) -> Said:
+    """The options of a command as what is said of a file; values of --arch-arg are TOML, or words."""
+    import tomllib
+
+    from interp.models.inspect import Said
+
+    values: dict[str, Any] = {}
+    for text in args or []:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise InputError(f"--arch-arg is {text!r}; expected KEY=VALUE, such as depth=12")
+        try:
+            values[key] = tomllib.loads(f"v = {value}")["v"]
+        except tomllib.TOMLDecodeError:
+            values[key] = value
+    return Said(arch, values, normalise, size, channels, ema)
+
+
+def pgd(eps: float, norm: str, steps: int) -> PGD:
+    from interp.attacks.pgd import PGD
+
+    return PGD(eps, norm, steps)
+
+
+def class_index(model: Model, text: str) -> int:
+    labels = model.card.labels
+    if text in labels:
+        return labels.index(text)
+    if text.isdigit() and int(text) < model.card.num_classes:
+        return int(text)
+    raise InputError(
+        f"{text!r} is no class of {model.card.id}; its classes are {', '.join(labels) or f'0 to {model.card.num_classes - 1}'}"
+    )
+
+
+def remembered(kind: str, run: Callable[..., Result], models: Sequence[Model], batch: Batch, params: Any, folder: Path) -> Result:
+    from interp.result import remember
+
+    return remember(folder / "results", kind, run, models, batch, params)
+
+
+def figure(kind: str, run: Callable[..., Result], models: Sequence[Model], batch: Batch, params: Any, folder: Path) -> Result:
+    result = remembered(kind, run, models, batch, params, folder)
+    save(result.plot(), folder, kind)
+    return result
+
+
+def save(figure: Any, folder: Path, name: str) -> None:
+    from interp.plots.style import save
+
+    out.print(f"wrote {save(figure, folder, name)}", soft_wrap=True)
+
+
+def say_page(path: Path) -> None:
+    out.print(f"wrote {path.resolve()}", soft_wrap=True)
+
+
+def print_table(result: Result) -> None:
+    from rich.table import Table
+
+    frame = result.table()
+    frame = frame[frame["judge"].isna()] if "judge" in frame else frame
+    table = Table("model", "measure", "value", "95 % interval", "n", "better", box=None)
+    for _, row in frame.iterrows():
+        table.add_row(
+            row["model"],
+            row["measure"],
+            f"{row['value']:.3f}",
+            f"[{row['low']:.3f}, {row['high']:.3f}]",
+            str(row["n"]),
+            row["better"],
+        )
+    out.print(table)
