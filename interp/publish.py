@@ -13,6 +13,7 @@ from torch import nn
 from interp.attacks.pgd import PGD
 from interp.loading.read import sha256_of
 from interp.models.build import build
+from interp.models.inspect import CARD
 from interp.models.model import Model
 from interp.robustness.accuracy import correct
 from interp.stats import wilson
@@ -49,7 +50,7 @@ def publish(net: nn.Module, recipe: Recipe, test: Batch, *, folder: Path, attack
     card = dataclasses.replace(card, numbers=_measure(Model(rounded, card), test, attacked))
     with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
         file = Path(part) / card.weights
-        save_file(weights, file, metadata={"id": card.id, "arch": card.arch})
+        save_file(weights, file, metadata={CARD: card.to_toml()})
         card = dataclasses.replace(card, sha256=sha256_of(file))
         text = Path(part) / f"{card.id}.toml"
         text.write_text(card.to_toml(), encoding="utf-8")

@@ -235,12 +235,13 @@ class Storages:
             raise UnreadableError("points to data by an unknown persistent id", "save the state dict with torch.save")
         _, cls, key, _, numel = given[:5]
         if isinstance(cls, Stub):
-            self.budget.spend(300)
+            self.budget.spend(1600)
             return Stub(cls.name, ())
         if not isinstance(cls, Known) or cls.dtype is None or type(key) not in (str, int) or type(numel) is not int:
             raise UnreadableError("points to a storage by an id that is damaged")
         if not 0 <= numel <= LARGEST:
             raise UnreadableError(f"declares a storage of {numel:,} elements, which cannot be")
+        self.budget.spend(800)
         root = self._root(str(key), numel, cls.dtype.itemsize)
         if len(given) == 5 or given[5] is None:
             return Storage(root, cls.dtype, numel)

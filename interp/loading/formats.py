@@ -104,7 +104,7 @@ def _no_state_dict(found: Weights) -> str:
 
 
 def _kind(value: Any) -> str:
-    return f"a {value.name}" if isinstance(value, Stub) else type(value).__name__
+    return f"a {value.name} (not called)" if isinstance(value, Stub) else type(value).__name__
 
 
 # ---- containers: content → content -------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def from_wrapped(found: Weights) -> Weights:
     content = found.content
     raw = next((k for k in RAW if _holds(content.get(k))), None)
     averaged = next((k for k in EMA if _holds(content.get(k))), None)
-    key = averaged if averaged is not None and (raw is None or found.ema is not False) else raw
+    key = averaged if averaged is not None and found.ema is not False else raw
     if key is None:
         raise InputError(f"the file holds only an averaged copy ({averaged}); leave --raw out")
     copies = found.copies

@@ -294,14 +294,14 @@ def _numpy_scalar(u: Unpickler, args: tuple[Any, ...]) -> Any:
 def _numpy_empty(u: Unpickler, args: tuple[Any, ...]) -> Any:
     if len(args) != 3 or not isinstance(args[0], Known) or args[0].name != "numpy.ndarray":
         return NotImplemented
-    u.budget.spend(400)
+    u.budget.spend(1200)
     return NumpyArray()
 
 
 def _numpy_buffer(u: Unpickler, args: tuple[Any, ...]) -> Any:
     made = NumpyArray()
     if len(args) == 4:
-        u.budget.spend(400)
+        u.budget.spend(1200)
         made.fill(args[0], args[1], args[2], args[3] == "F")
     return made if made.spec else NotImplemented
 

@@ -19,6 +19,7 @@ from interp.loading.opcodes import LONGEST_LINE, OPCODES, Stopped
 __all__ = ["Limits", "Stub", "Unpickler"]
 
 HASH_MODULUS = 2**61 - 1  # whole numbers from here on share hashes, and a dict of such keys takes quadratic time
+STUB = 1600  # bytes that a stub costs, with what measuring and finishing it takes
 OLD_NAMES = {"__builtin__": "builtins", "copy_reg": "copyreg"}  # of Python 2
 
 
@@ -102,7 +103,7 @@ class Unpickler:
 
     def refuse(self, name: str, args: tuple[Any, ...] | None = None) -> Stub:
         """A stub, recorded."""
-        self.budget.spend(400 + len(name))
+        self.budget.spend(STUB + len(name))
         name = printable(name)
         self.refused.add(name)
         return Stub(name, args)
@@ -112,13 +113,13 @@ class Unpickler:
         if type(args) is not tuple:
             raise TypeError("arguments are no tuple")
         if isinstance(function, Known):
-            self.budget.spend(200)
+            self.budget.spend(700)
             self.plain = self.plain and plain and function.plain
             result = NotImplemented if function.call is None else function.call(self, args)
             return self.refuse(function.name, args) if result is NotImplemented else result
         if not isinstance(function, Stub):
             raise TypeError("what is called is no function")
-        self.budget.spend(300)
+        self.budget.spend(STUB)
         again = function.args is not None and not function.name.endswith("()")
         return Stub(function.name + "()" if again else function.name, args)
 

@@ -151,7 +151,10 @@ def inspect(path: str | Path, said: Said | None = None) -> Inspection:
     """
     path, said = Path(path), said or Said()
     contents = read(path)
-    weights = unwrap(contents.root, metadata=contents.metadata, ema=said.ema)
+    try:
+        weights = unwrap(contents.root, metadata=contents.metadata, ema=said.ema)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     card, whence = known_card(path, contents.sha256, contents.metadata)
     warnings = list(contents.warnings)
     arch, fits = _architecture(path, weights, said, card, whence, warnings)
