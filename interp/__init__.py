@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from interp.errors import InputError
     from interp.gradients.accumulate import Accumulate, accumulate
     from interp.job import analyze, write_report
+    from interp.models.fetch import fetch
+    from interp.models.inspect import Said, inspect
     from interp.models.load import load, shipped
     from interp.models.model import Model
     from interp.result import Result
@@ -36,6 +38,8 @@ _WHERE = {
     "errors": ("InputError",),
     "gradients.accumulate": ("Accumulate", "accumulate"),
     "job": ("analyze", "write_report"),
+    "models.fetch": ("fetch",),
+    "models.inspect": ("Said", "inspect"),
     "models.load": ("load", "shipped"),
     "models.model": ("Model",),
     "result": ("Result",),
@@ -56,6 +60,7 @@ __all__ = [
     "Model",
     "Preprocess",
     "Result",
+    "Said",
     "Step",
     "Sweep",
     "Synthesis",
@@ -66,7 +71,9 @@ __all__ = [
     "attend",
     "capture",
     "compare",
+    "fetch",
     "images",
+    "inspect",
     "load",
     "open",
     "pgd_steps",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from interp import study
+from interp.attention.layout import LAYOUTS
 from interp.data.source import images
 from interp.models.inspect import Said, inspect
 from interp.models.load import check_labels, load, load_as, locate, shipped
@@ -64,9 +65,13 @@ def _page(
     notes: Callable[[dict[str, Result]], list[str]],
 ) -> Path:
     plan = plan or study.main_plan(labelled=not bool((batch.labels < 0).any()))
+    unread = sorted({m.family for m in models} - LAYOUTS.keys())
+    if unread:
+        plan = [a for a in plan if a.kind != "attention"]
     results = study.run(models, batch, plan, folder / "results")
     table = [_row(m, results.get("accuracy"), i) for i, m in enumerate(models)]
-    return write(results, folder, title=title, models=table, notes=notes(results))
+    missing = [f"Attention is left out: how {', '.join(unread)} attends is not known here yet."] if unread else []
+    return write(results, folder, title=title, models=table, notes=[*notes(results), *missing])
 
 
 def images_for(checkpoint: str, source: str, *, n: int | None = None, said: Said | None = None) -> Batch:

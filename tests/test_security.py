@@ -361,5 +361,5 @@ def test_twelve_thousand_mutations(seed: int, tmp_path: Path) -> None:
         (folder / name).write_bytes(make())
     found = child(folder, 12_000, seed, timeout=550)
     assert not found["canary"] and found["files"]["problems"] == []
-    assert sum(found["files"]["counts"].values()) == 12_000 and all(n > 200 for n in found["files"]["counts"].values())
+    assert sum(found["files"]["counts"].values()) == 12_000 and all(n > 20 for n in found["files"]["counts"].values())
     assert found["grown"] < ENOUGH

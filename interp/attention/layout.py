@@ -48,6 +48,13 @@ _ROWS = (
     Layout("visiontransformerdistilled", "blocks.-1.norm1", {"Attention": "self"}),
     Layout("mobilevit", "final_conv", {"Attention": "unfold"}, block="MobileVitBlock"),
     Layout("resnet", "layer4"),
+    Layout("preactresnet", "layer4"),
+    Layout("preactresnetdm", "layer_3"),
+    Layout("wideresnet", "block3"),
+    Layout("wideresnetdm", "layer"),
+    Layout("wideresnetstages", "blocks"),
+    Layout("convnext", "stages"),
+    Layout("byobnet", "stages"),
 )
 LAYOUTS: dict[str, Layout] = {row.family: row for row in _ROWS}
 

@@ -166,7 +166,7 @@ OPCODES: dict[bytes, Op] = {
     pickle.LONG1: _long("<B"),
     pickle.LONG4: _long("<i"),
     pickle.STRING: _push(_quoted, 60),
-    pickle.UNICODE: _push(lambda u: u.line().decode("raw-unicode-escape"), 60),
+    pickle.UNICODE: _push(lambda u: codecs.raw_unicode_escape_decode(u.line())[0], 60),
     pickle.SHORT_BINSTRING: _text("<B"),
     pickle.BINSTRING: _text("<i"),
     pickle.SHORT_BINUNICODE: _text("<B"),

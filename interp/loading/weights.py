@@ -21,9 +21,9 @@ class Weights:
     options and metadata hold. mean, std, channels, arch, arch_args: what the file itself says, None where it does not.
     """
 
-    content: Any = None
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    source: dict[str, str] = field(default_factory=dict)
+    content: Any = field(default=None, repr=False)
+    tensors: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    source: dict[str, str] = field(default_factory=dict, repr=False)
     formats: tuple[str, ...] = ()
     did: tuple[str, ...] = ()
     dropped: dict[str, str] = field(default_factory=dict)

@@ -51,7 +51,7 @@ class Answer:
     source: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Inspection:
     """All that was found out about one file.
 
@@ -73,6 +73,11 @@ class Inspection:
     card: Card | None
     filled: tuple[str, ...]
     warnings: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        from interp.models.describe import as_text
+
+        return as_text(self)
 
     @property
     def settled(self) -> bool:

@@ -133,6 +133,7 @@ def _label(model: Model) -> str:
     """Architecture and training in a few words, or the id where the training is unknown."""
     if not model.robust and not model.card.training:
         return model.card.id
-    sizes = [b for b in ("18", "34", "50", "101", "152") if f"resnet{b}" in model.card.arch]
+    given = model.card.arch_args.get("depth", "")
+    sizes = [b for b in ("18", "34", "50", "101", "152") if f"resnet{b}" in model.card.arch or b == str(given)]
     title = {"xcit": "XCiT", "mobilevit": "MobileViT", "resnet": f"ResNet-{sizes[0]}" if sizes else "ResNet"}
     return f"{title.get(model.family, model.card.arch)} {'robust' if model.robust else 'standard'}"
