@@ -142,7 +142,7 @@ def test_what_is_open_is_asked_for_with_the_words_to_say(tmp_path: Path) -> None
 
 def test_a_wrong_architecture_is_refused_with_those_that_fit(tmp_path: Path) -> None:
     path = saved(tmp_path / "m.pt", network("resnet18", {}).state_dict())
-    with pytest.raises(InputError, match=r"does not fit resnet34.*missing.*names and shapes fit --arch resnet18 \| "):
+    with pytest.raises(InputError, match=r"does not fit resnet34: missing: layer1.2.*names and shapes fit --arch resnet18 \| "):
         inspect(path, Said(arch="resnet34"))
     with pytest.raises(InputError, match=r"no architecture is called 'resnet81'; the nearest names are .*resnet18"):
         inspect(path, Said(arch="resnet81"))

@@ -158,8 +158,8 @@ def no_architecture(path: Path) -> Path:
         (empty_dict, r"found no state dict, but nothing; expected"),
         (no_classifier, r"no known architecture has the names.*decoder\.weight.*no classifier.*--arch NAME"),
         (no_architecture, r"no known architecture has the names.*conv9.*--arch NAME"),
-        (one_missing, r"no known architecture fits.*Nearest: resnet_cifar.*1 weights are missing \(bn1\.bias"),
-        (one_more, r"no known architecture fits.*Nearest: resnet_cifar.*1 have no place \(extra"),
+        (one_missing, r"no known architecture fits.*Nearest: resnet_cifar.*, but missing: bn1\.bias\."),
+        (one_more, r"no known architecture fits.*Nearest: resnet_cifar.*, but without a place: extra\."),
     ],
 )
 def test_bad_files_say_what_was_found_and_what_to_do(
@@ -271,7 +271,7 @@ def test_a_card_of_another_class_count_is_refused(checkpoints: Path) -> None:
     path = checkpoints / "tiny_linf.toml"
     card = dataclasses.replace(Card.read(path), num_classes=5, labels=())
     path.write_text(card.to_toml(), encoding="utf-8")
-    with pytest.raises(InputError, match=r"does not fit xcit_p4.*head\.weight: \(10, 32\) instead of \(5, 32\)"):
+    with pytest.raises(InputError, match=r"does not fit xcit_p4.*head\.weight \(10, 32\) instead of \(5, 32\)"):
         interp.load("tiny_linf")
 
 
@@ -279,10 +279,30 @@ def test_mismatch_counts_what_is_missing_extra_and_reshaped() -> None:
     expected = {"a": torch.Size([2]), "b": torch.Size([3])}
     assert mismatch({"a": torch.ones(2), "b": torch.ones(3)}, expected) == ""
     found = mismatch({"a": torch.ones(4), "c": torch.ones(1)}, expected)
-    assert "1 weights are missing (b" in found and "1 have no place (c" in found and "(4,) instead of (2,)" in found
+    assert found == "missing: b; without a place: c; of another shape: a (4,) instead of (2,)"
+    assert mismatch({}, {k: torch.Size([1]) for k in "abcde"}) == "missing: a, b, c and 2 more"
 
 
 def test_the_number_of_classes_is_the_classifiers_rows() -> None:
     assert num_classes({"fc.weight": torch.ones(7, 3)}) == 7
     assert num_classes({"head.fc.weight": torch.ones(4, 3), "x": torch.ones(9, 9)}) == 4
     assert num_classes({"fc.weight": torch.ones(7, 3, 1, 1)}) is None
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.complex64])
+def test_numbers_of_another_kind_are_no_weights(kind: torch.dtype, tmp_path: Path) -> None:
+    weights = {
+        k: v.to(kind) if v.is_floating_point() else v for k, v in build("resnet_cifar", num_classes=10).state_dict().items()
+    }
+    torch.save(weights, tmp_path / "m.pt")
+    with pytest.raises(InputError, match=rf"conv1\.weight holds {kind} where weights are real numbers"):
+        interp.load(tmp_path / "m.pt", normalise="none")
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_become_single(kind: torch.dtype, tmp_path: Path) -> None:
+    net = build("resnet_cifar", num_classes=10)
+    torch.save(net.to(kind).state_dict(), tmp_path / "m.pt")
+    loaded = interp.load(tmp_path / "m.pt", normalise="none")
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert torch.equal(loaded.net.conv1.weight, net.conv1.weight.float())

@@ -122,7 +122,7 @@ PAIRS = (
     Pair(of_facebook(writers.facebook_cait), "cait_xxs24_224", {"depth": 12}, says=PLAIN, size=224),
     Pair(of_facebook(writers.facebook_convnext), "convnext_tiny", says=PLAIN, size=64, origin="Facebook ConvNeXt"),
     Pair(of_cvnets(1), "mobilevit_xxs", says=PLAIN | {"arch": "mobilevit_xxs"}, size=64, origin="cvnets", bgr=True),
-    Pair(of_cvnets(2), "mobilevitv2_050", says=PLAIN, size=64, origin="cvnets"),
+    Pair(of_cvnets(2), "mobilevitv2_050", says=PLAIN | {"channels": "rgb"}, size=64, origin="cvnets"),
     Pair(of_microsoft, "swin_tiny_patch4_window7_224", says=PLAIN, size=224, origin="Swin"),
 )
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import interp
 from interp.attacks.pgd import PGD, attack
 from interp.loading.detect import num_classes
-from interp.loading.read import read_tensors, sha256_of
+from interp.loading.read import read, sha256_of
 from interp.models.build import build
 from interp.models.model import Model
 from interp.publish import as_text, checkpoint_table, publish
@@ -220,7 +220,7 @@ def test_training_goes_on_from_the_weights_it_is_given(tmp_path: Path) -> None:
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
     torch.save({"fc.weight": torch.ones(2, 2)}, tmp_path / "w.pt")
-    with pytest.raises(InputError, match=r"w\.pt does not fit the recipe's architecture: \d+ weights are missing"):
+    with pytest.raises(InputError, match=r"w\.pt does not fit the recipe's architecture: missing: "):
         run(dataclasses.replace(QUICK, start=str(tmp_path / "w.pt")))
     half = build("resnet50_32", num_classes=2, arch_args=RESNET).half()
     torch.save(half.state_dict(), tmp_path / "half.pt")
@@ -254,7 +254,7 @@ def test_published_weights_reload_as_the_rounded_network(tmp_path: Path, monkeyp
     assert Card.read(tmp_path / "out" / "quick.toml") == card
     assert card.sha256 == sha256_of(tmp_path / "out" / "quick.safetensors") and card.labels == ("dark", "bright")
     assert card.threat == recipe.threat and card.training == recipe.training
-    stored = read_tensors(tmp_path / "out" / "quick.safetensors")
+    stored = read(tmp_path / "out" / "quick.safetensors").root
     assert {v.dtype for v in stored.values() if v.is_floating_point()} == {torch.float16}
 
     monkeypatch.setenv("INTERP_CHECKPOINTS", str(tmp_path / "out"))

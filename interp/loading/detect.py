@@ -33,13 +33,14 @@ def mismatch(found: Mapping[str, Tensor], expected: Shapes) -> str:
     """In words, how a state dict differs from an architecture; empty where every name and shape agrees."""
     missing = [k for k in expected if k not in found]
     extra = [k for k in found if k not in expected]
-    shapes = [k for k in expected if k in found and found[k].shape != expected[k]]
-    parts = []
-    if missing:
-        parts.append(f"{len(missing)} weights are missing ({', '.join(missing[:3])}…)")
-    if extra:
-        parts.append(f"{len(extra)} have no place ({', '.join(extra[:3])}…)")
-    if shapes:
-        k = shapes[0]
-        parts.append(f"{len(shapes)} have another shape ({k}: {tuple(found[k].shape)} instead of {tuple(expected[k])})")
-    return "; ".join(parts)
+    shapes = [
+        f"{k} {tuple(found[k].shape)} instead of {tuple(expected[k])}"
+        for k in expected
+        if k in found and found[k].shape != expected[k]
+    ]
+    parts = (("missing", missing), ("without a place", extra), ("of another shape", shapes))
+    return "; ".join(f"{what}: {_few(names)}" for what, names in parts if names)
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -92,7 +92,7 @@ def _is_tensors(content: Any) -> bool:
 
 
 def _no_state_dict(found: Weights) -> str:
-    content, where = found.content, f" (under {' → '.join(found.did)})" if found.did else ""
+    content, where = found.content, f" ({', then '.join(found.did)})" if found.did else ""
     if isinstance(content, Mapping):
         held = ", ".join(f"{k}: {_kind(v)}" for k, v in list(content.items())[:8]) or "nothing"
     else:
@@ -168,13 +168,16 @@ def from_wrapped(found: Weights) -> Weights:
     key = averaged if averaged is not None and found.ema is not False else raw
     if key is None:
         raise InputError(f"the file holds only an averaged copy ({averaged}); leave --raw out")
-    copies = found.copies
-    did = f"took {key}"
+    copies, did, notes = found.copies, f"took {key}", found.notes
+    if others := [k for k in RAW if k not in (key, raw) and _is_tensors(content.get(k))]:
+        notes = (*notes, f"{key} was taken; the file also holds {', '.join(others)}, which was not looked at")
     if averaged is not None:
         copies = "ema" if key == averaged else "raw"
         did += f" (the averaged copy; {raw} holds the raw one)" if copies == "ema" and raw else ""
         did += f" (the raw copy; {averaged} holds the averaged one)" if copies == "raw" else ""
-    return found.then(_wrapper_name(content, key), did, content=content[key], copies=copies, facts=found.facts | _facts(content))
+    return found.then(
+        _wrapper_name(content, key), did, content=content[key], copies=copies, notes=notes, facts=found.facts | _facts(content)
+    )
 
 
 def _holds(value: Any) -> bool:

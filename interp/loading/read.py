@@ -28,7 +28,7 @@ from interp.loading.rebuild import TensorSpec, spec_of
 from interp.loading.tree import Tree
 from interp.types import InputError
 
-__all__ = ["Contents", "Limits", "Stub", "read", "read_tensors", "sha256_of", "state_dict"]
+__all__ = ["Contents", "Limits", "Stub", "read", "sha256_of"]
 
 KINDS = "(.safetensors, .pt, .pth, .pth.tar, .ckpt, .bin)"
 EXPECTED, ONE = f"expected a checkpoint {KINDS}", f"expected one checkpoint file {KINDS}"
@@ -359,31 +359,6 @@ def _overlaps(group: list[tuple[int, int, str]]) -> Iterator[tuple[str, str]]:
             yield name, other
         if end > last:
             first, last, name = start, end, other
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file by name, on the CPU. Raises InputError where it holds anything that must be called."""
-    contents = read(path)
-    if contents.refused:
-        raise InputError(
-            f"{path} holds more than tensors and was not opened, since that would run code from the file "
-            f"({', '.join(contents.refused[:5])}); save only the state dict: torch.save(model.state_dict(), …) or safetensors"
-        )
-    return state_dict(contents.root, path)
-
-
-def state_dict(content: Any, path: Path) -> dict[str, Tensor]:
-    """The one mapping of names to tensors in a file's content, training-file wrappers and `module.` prefixes removed."""
-    for wrapper in ("state_dict", "model", "net"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not content or not all(isinstance(v, Tensor) for v in content.values()):
-        kinds = sorted({type(v).__name__ for v in content.values()}) if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path} holds {kinds}; expected a state dict (names to tensors), bare or under 'state_dict' or 'model'")
-    tensors = {str(k): v for k, v in content.items()}
-    while all(k.startswith("module.") for k in tensors):
-        tensors = {k.removeprefix("module."): v for k, v in tensors.items()}
-    return tensors
 
 
 def sha256_of(path: Path) -> str:

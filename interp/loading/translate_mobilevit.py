@@ -85,7 +85,7 @@ _HF = rules(
 )
 _V2_CHANNELS = (
     "MobileViTv2's channel order is in no file: Apple trained it on RGB images (cvnets v0.2 reads with PIL), "
-    "transformers' image processor feeds it BGR; say which one, or compare both on labelled images"
+    "transformers' image processor feeds it BGR"
 )
 
 
@@ -107,7 +107,7 @@ def is_cvnets_mobilevitv2(tensors: Mapping[str, Tensor]) -> bool:
 
 def from_cvnets_mobilevitv2(tensors: Mapping[str, Tensor]) -> Translation:
     """→ timm's mobilevitv2_050 … mobilevitv2_200; the channel order is left open, see the note."""
-    return translate(tensors, _CVNETS, note=_V2_CHANNELS)
+    return translate(tensors, _CVNETS, channels="either", note=_V2_CHANNELS)
 
 
 def is_hf_mobilevit(tensors: Mapping[str, Tensor]) -> bool:
@@ -127,4 +127,4 @@ def is_hf_mobilevitv2(tensors: Mapping[str, Tensor]) -> bool:
 
 def from_hf_mobilevitv2(tensors: Mapping[str, Tensor]) -> Translation:
     """→ timm's mobilevitv2_050 … mobilevitv2_200; the channel order is left open, see the note."""
-    return translate(tensors, _HF, note=_V2_CHANNELS)
+    return translate(tensors, _HF, channels="either", note=_V2_CHANNELS)

@@ -22,15 +22,16 @@ class Translation:
     """A state dict under timm's names, and what was done to get there.
 
     tensors: by timm's names. renamed: new → old name where they differ (several old ones joined by `JOINED`). dropped: old
-    name → why it is not needed. channels: order of the input's channels, None where the origin does not settle it.
-    arch_args: what timm.create_model must be told besides the architecture's name. note: for the user, may be empty.
+    name → why it is not needed. channels: order of the input's channels; 'either' where readers of the origin disagree, None
+    where RGB is not in doubt. arch_args: what timm.create_model must be told besides the architecture's name. note: for the
+    user, may be empty.
     Every name of the file is in tensors under its own name, in renamed or in dropped.
     """
 
     tensors: dict[str, Tensor]
     renamed: dict[str, str] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
-    channels: Literal["rgb", "bgr"] | None = None
+    channels: Literal["rgb", "bgr", "either"] | None = None
     arch_args: dict[str, Any] = field(default_factory=dict)
     note: str = ""
 

@@ -18,7 +18,8 @@ class Weights:
     content: what is still wrapped, None once tensors are found. tensors: by name. source: name now → name in the file.
     formats: origins recognised, outermost first. did: what was done, in words. dropped: name in the file → why it is not used.
     copies: which copy was taken where the file holds several, 'raw', 'ema' or ''. facts: plain values the file's training
-    options and metadata hold. mean, std, channels, arch, arch_args: what the file itself says, None where it does not.
+    options and metadata hold. mean, std, arch_args: what the file itself says. channels: 'rgb', 'bgr', 'either' where readers
+    of the format disagree, None where nothing speaks against RGB. notes: for the user. ema: what was asked for.
     """
 
     content: Any = field(default=None, repr=False)

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from interp.loading.candidate import Candidate, Shapes
+from interp.loading.candidate import Candidate
 from interp.loading.detect import detect, mismatch, num_classes
 from interp.loading.formats import unwrap
 from interp.loading.read import Contents, read
@@ -68,7 +69,7 @@ class Inspection:
     arch: Answer | None
     normaliser: Answer | None
     size: Answer | None
-    channels: Answer
+    channels: Answer | None
     threat: Answer | None
     card: Card | None
     filled: tuple[str, ...]
@@ -82,7 +83,7 @@ class Inspection:
     @property
     def settled(self) -> bool:
         """Whether the file can be loaded as it is."""
-        return self.arch is not None and self.normaliser is not None
+        return self.arch is not None and self.normaliser is not None and self.channels is not None
 
     def questions(self) -> list[str]:
         """What must still be said, each with the words to say it in."""
@@ -92,6 +93,8 @@ class Inspection:
             asked.append(f"shapes cannot tell these apart; say which: {ways}")
         if self.normaliser is None:
             asked.append(f"nothing says how inputs were normalised; say --normalise {'|'.join(NORMALISERS)}{self._precedents()}")
+        if self.channels is None:
+            asked.append("readers of this format disagree on the order of colours; say --channels rgb|bgr")
         return asked
 
     def _precedents(self) -> str:
@@ -104,16 +107,17 @@ class Inspection:
                 ways.setdefault(name_of((card.preprocess.mean, card.preprocess.std)), entry.id)
         return f" (published ones: {', '.join(f'{way} as {who}' for way, who in ways.items())})" if ways else ""
 
-    def describe(self, candidate: Candidate | None = None, normal: Normaliser | None = None) -> Card:
-        """The card of this file under one architecture and normalisation; those taken where none are given."""
+    def describe(self, candidate: Candidate | None = None, normal: Normaliser | None = None, channels: str = "") -> Card:
+        """The card of this file under one architecture, normalisation and channel order; those taken where none are given."""
         if self.card is not None and candidate is None and normal is None and self._as_its_card():
             return self.card
         chosen = candidate or (self.arch.value if self.arch else self.fits[0])
         mean, std = normal or (self.normaliser.value if self.normaliser else NORMALISERS["none"])
         base = self.card.preprocess if self.card else published_preprocess(chosen.arch)
+        channels = channels or (self.channels.value if self.channels else "rgb")
         size = self.size.value if self.size else chosen.size or base.size
         resize = base.resize if size == base.size else size
-        preprocess = Preprocess(size, resize, base.interpolation, mean, std, self.channels.value)
+        preprocess = Preprocess(size, resize, base.interpolation, mean, std, channels)
         same = self.card if self.card is not None and self.card.num_classes == self.classes else None
         return Card(
             id=same.id if same else self.path.name.split(".")[0],
@@ -127,13 +131,12 @@ class Inspection:
             origin=self.origin(),
             training=same.training if same else "",
             threat=self.threat.value if self.threat else None,
-            numbers=same.numbers if same else (),
         )
 
     def _as_its_card(self) -> bool:
         """Whether every answer is the known card's own."""
         card = self.card
-        if card is None or self.arch is None or self.normaliser is None:
+        if card is None or self.arch is None or self.normaliser is None or self.channels is None:
             return False
         a, p = self.arch.value, card.preprocess
         same = (a.arch, dict(a.arch_args)) == resolve(card.arch, card.arch_args) and self.normaliser.value == (p.mean, p.std)
@@ -164,7 +167,7 @@ def inspect(path: str | Path, said: Said | None = None) -> Inspection:
     warnings = list(contents.warnings)
     arch, fits = _architecture(path, weights, said, card, whence, warnings)
     classes = (arch.value if arch else fits[0]).num_classes
-    expected = shapes_of(*_key(arch.value if arch else fits[0]))
+    expected = skeleton(*_key(arch.value if arch else fits[0]))
     normal = _normaliser(weights, said, card, whence, warnings)
     return Inspection(
         path=path,
@@ -233,16 +236,19 @@ def _key(candidate: Candidate) -> tuple[str, str, int]:
 
 
 @lru_cache(maxsize=256)
-def shapes_of(arch: str, args: str, classes: int) -> Shapes:
-    """Names and shapes of an architecture (arguments as JSON), built without memory."""
+def skeleton(arch: str, args: str, classes: int) -> Mapping[str, Tensor]:
+    """The state dict of an architecture (arguments as JSON), built without memory: names, shapes and kinds of numbers."""
     with torch.device("meta"):
-        return {k: v.shape for k, v in build(arch, num_classes=classes, arch_args=json.loads(args)).state_dict().items()}
+        return build(arch, num_classes=classes, arch_args=json.loads(args)).state_dict()
 
 
 def misfit(weights: Weights, candidate: Candidate) -> str:
     """How the tensors differ from an architecture, in words; empty where they fit. Missing counters are no difference."""
-    expected = {k: s for k, s in shapes_of(*_key(candidate)).items() if not (k.endswith(COUNTED) and k not in weights.tensors)}
-    return mismatch(weights.tensors, expected)
+    expected = {k: v for k, v in skeleton(*_key(candidate)).items() if not (k.endswith(COUNTED) and k not in weights.tensors)}
+    if difference := mismatch(weights.tensors, {k: v.shape for k, v in expected.items()}):
+        return difference
+    wrong = [k for k, v in expected.items() if v.is_floating_point() and not weights.tensors[k].is_floating_point()]
+    return f"{wrong[0]} holds {weights.tensors[wrong[0]].dtype} where weights are real numbers" if wrong else ""
 
 
 def _architecture(
@@ -254,13 +260,12 @@ def _architecture(
     if said.arch is not None:
         told = _told(said.arch, {**weights.arch_args, **said.arch_args}, classes)
         if difference := misfit(weights, told):
-            raise InputError(f"{path} does not fit {said.arch} {told.arch_args or ''}: {difference}{_instead(weights, found)}")
+            raise InputError(f"{path} does not fit {_spelled(told)}: {difference}{_instead(weights, found)}")
         return Answer(told, "what you said"), (told,)
     if card is not None:
         known = _told(card.arch, card.arch_args, card.num_classes)
         if difference := misfit(weights, known):
-            what = f"{card.arch} {card.arch_args or ''}".strip()
-            raise InputError(f"{path} does not fit {what} of {whence}: {difference}; say which with --arch")
+            raise InputError(f"{path} does not fit {_spelled(known)} of {whence}: {difference}; say which with --arch")
         return Answer(known, whence), (known,)
     for key in ("arch", "model", "model_name", "architecture"):
         name = weights.facts.get(key)
@@ -301,13 +306,26 @@ def _instead(weights: Weights, found: list[Candidate]) -> str:
 def _nothing_fits(path: Path, weights: Weights, found: list[Candidate], classes: int) -> str:
     held = f"{len(weights.tensors)} tensors ({', '.join(sorted(weights.tensors)[:3])}…)"
     if found:
-        close = "; ".join(f"{c.arch} {c.arch_args or ''}: {misfit(weights, c)}" for c in found[:3])
-        return f"no known architecture fits {path} with its {held}. Nearest: {close}. Say which with --arch NAME"
+        close: dict[str, list[str]] = {}
+        for c in found[:6]:
+            close.setdefault(misfit(weights, c), []).append(_spelled(c))
+        said = ". ".join(
+            f"{' or '.join(names)}, but {difference}" for difference, names in sorted(close.items(), key=_length)[:3]
+        )
+        return f"no known architecture fits {path} with its {held}. Nearest: {said}. Say which it is with --arch NAME"
     head = "" if classes else " and no classifier under a known name (head, fc, linear, classifier, logits)"
     return (
         f"no known architecture has the names in {path}: {held}{head}. Say which with --arch NAME (timm's names and "
         f"{', '.join(list(BUILDERS)[:6])}, …); weights of a model without classifier cannot be analysed"
     )
+
+
+def _length(item: tuple[str, list[str]]) -> int:
+    return len(item[0])
+
+
+def _spelled(candidate: Candidate) -> str:
+    return f"{candidate.arch} {candidate.arch_args}" if candidate.arch_args else candidate.arch
 
 
 def _flags(candidate: Candidate) -> str:
@@ -350,11 +368,13 @@ def _size(weights: Weights, said: Said, card: Card | None, whence: str, arch: An
     return Answer(arch.value.arch_args.get("img_size", own), f"the definition of {arch.value.arch}")
 
 
-def _channels(weights: Weights, said: Said, card: Card | None, whence: str) -> Answer:
+def _channels(weights: Weights, said: Said, card: Card | None, whence: str) -> Answer | None:
     if said.channels is not None:
         return Answer(said.channels, "what you said")
     if card is not None:
         return Answer(card.preprocess.channels, whence)
+    if weights.channels == "either":
+        return None
     if weights.channels is not None:
         return Answer(weights.channels, f"the convention of {weights.formats[-1]}")
     return Answer("rgb", "the convention: no origin with these names reads BGR")

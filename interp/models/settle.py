@@ -42,17 +42,18 @@ class Score:
 
 
 def settle(found: Inspection, images: Batch, fill: Callable[[Card], Model]) -> Model:
-    """The model of best accuracy among the architectures and normalisations that are open, with all accuracies said.
+    """The model of best accuracy among the architectures, normalisations and channel orders that are open, all of them said.
 
     fill: card → model. Raises InputError where the images do not fit the file.
     """
     batch = images[:TRIED]
     candidates = [found.arch.value] if found.arch else list(found.fits)
     normals = [found.normaliser.value] if found.normaliser else list(NORMALISERS.values())
+    orders = [found.channels.value] if found.channels else ["rgb", "bgr"]
     scores: dict[str, tuple[Score, Card]] = {}
     sizes = set()
     for candidate in candidates:
-        cards = [found.describe(candidate, normal) for normal in normals]
+        cards = [found.describe(candidate, normal, order) for normal in normals for order in orders]
         sizes.add(cards[0].preprocess.size)
         if batch.images.shape[-1] != cards[0].preprocess.size:
             continue
@@ -85,6 +86,7 @@ def _name(card: Card, found: Inspection) -> str:
     """What tells a candidate from the others."""
     parts = [] if found.arch else [f"{card.arch} {', '.join(f'{k}={v}' for k, v in card.arch_args.items())}".strip()]
     parts += [] if found.normaliser else [name_of((card.preprocess.mean, card.preprocess.std))]
+    parts += [] if found.channels else [card.preprocess.channels]
     return " with ".join(parts)
 
 

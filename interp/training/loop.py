@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from interp.attacks.pgd import PGD, attack
 from interp.loading.detect import mismatch
-from interp.loading.read import read_tensors
+from interp.loading.formats import unwrap
+from interp.loading.read import read
 from interp.models.build import build
 from interp.training.augment import crop_and_flip
 from interp.training.recipe import Recipe
@@ -110,7 +111,7 @@ def train(recipe: Recipe, images: Tensor, labels: Tensor, *, log: Path | None = 
 
 def load_weights(net: nn.Module, path: Path) -> None:
     """Fill a network from a checkpoint of the same architecture; raises InputError where names or shapes differ."""
-    tensors = read_tensors(path)
+    tensors = unwrap(read(path).root).tensors
     if difference := mismatch(tensors, {k: v.shape for k, v in net.state_dict().items()}):
         raise InputError(f"{path} does not fit the recipe's architecture: {difference}")
     net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
