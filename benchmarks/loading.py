@@ -20,8 +20,9 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
+from interp.models.answers import Said
 from interp.models.describe import as_text
-from interp.models.inspect import Said, inspect
+from interp.models.inspect import inspect
 
 HERE = Path(__file__).parent
 SAID = Said(arch="xcit_small_12_p16_224", normalise="none")

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from interp.errors import InputError
     from interp.gradients.accumulate import Accumulate, accumulate
     from interp.job import analyze, write_report
+    from interp.models.answers import Said
     from interp.models.fetch import fetch
-    from interp.models.inspect import Said, inspect
+    from interp.models.inspect import inspect
     from interp.models.load import load, shipped
     from interp.models.model import Model
     from interp.result import Result
@@ -39,7 +40,8 @@ _WHERE = {
     "gradients.accumulate": ("Accumulate", "accumulate"),
     "job": ("analyze", "write_report"),
     "models.fetch": ("fetch",),
-    "models.inspect": ("Said", "inspect"),
+    "models.answers": ("Said",),
+    "models.inspect": ("inspect",),
     "models.load": ("load", "shipped"),
     "models.model": ("Model",),
     "result": ("Result",),

@@ -8,7 +8,8 @@ from pathlib import Path
 from interp import study
 from interp.attention.layout import LAYOUTS
 from interp.data.source import images
-from interp.models.inspect import Said, inspect
+from interp.models.answers import Said
+from interp.models.inspect import inspect
 from interp.models.load import check_labels, load, load_as, locate, shipped
 from interp.models.model import Model, macs
 from interp.publish import as_text

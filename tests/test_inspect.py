@@ -16,8 +16,9 @@ from torch import Tensor
 
 import interp
 from interp.loading.formats import unwrap
+from interp.models.answers import Said
 from interp.models.describe import as_json, as_text
-from interp.models.inspect import Said, inspect
+from interp.models.inspect import inspect
 from interp.models.load import load_as
 from interp.models.model import Model
 from interp.models.normalise import NORMALISERS, name_of, normaliser
@@ -111,7 +112,11 @@ def test_training_options_answer_what_shapes_cannot(tmp_path: Path) -> None:
     net = network("xcit_nano_12_p16_224", {})
     wrappers.vits_training(net, tmp_path / "best.pth.tar", arch="xcit_nano_12_p16_224")
     found = inspect(tmp_path / "best.pth.tar")
-    assert found.settled and found.arch is not None and found.arch.source == "the file (arch = 'xcit_nano_12_p16_224')"
+    assert (
+        found.settled
+        and found.arch is not None
+        and found.arch.source == "the file's training options (arch = 'xcit_nano_12_p16_224')"
+    )
     assert found.normaliser is not None and found.normaliser.value == NORMALISERS["none"]
     assert found.threat is not None and found.threat.value.eps == pytest.approx(4 / 255)
     assert interp.load(tmp_path / "best.pth.tar").robust

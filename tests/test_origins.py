@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import interp
 from interp.loading.read import Stub
+from interp.models.answers import Said
 from interp.models.build import build
-from interp.models.inspect import Said, inspect
+from interp.models.inspect import inspect
 from interp.models.normalise import NORMALISERS
 from tests import wrappers, writers
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from interp.attacks.pgd import PGD
-    from interp.models.inspect import Said
+    from interp.models.answers import Said
     from interp.models.model import Model
     from interp.result import Result
     from interp.types import Batch
@@ -69,7 +69,7 @@ def said(
     """The options of a command as what is said of a file; values of --arch-arg are TOML, or words."""
     import tomllib
 
-    from interp.models.inspect import Said
+    from interp.models.answers import Said
 
     values: dict[str, Any] = {}
     for text in args or []:

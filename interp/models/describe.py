@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from interp.loading.candidate import Candidate
+from interp.models.answers import Answer
 from interp.models.build import build
-from interp.models.inspect import Answer, Inspection
+from interp.models.inspect import Inspection
 from interp.models.normalise import name_of
 
 SHOWN = 6  # names of each kind, before '… and N more'

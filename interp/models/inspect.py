@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,33 +23,24 @@ from interp.loading.detect import detect, mismatch, num_classes
 from interp.loading.formats import unwrap
 from interp.loading.read import Contents, read
 from interp.loading.weights import Weights
+from interp.models.answers import (
+    Answer,
+    Facts,
+    Said,
+    channels_of,
+    normaliser_of,
+    published_preprocess,
+    size_of,
+    threat_of,
+)
 from interp.models.build import BUILDERS, build, nearest, resolve
 from interp.models.catalogue import by_sha256, catalogue
-from interp.models.normalise import NORMALISERS, Normaliser, from_options, name_of, normaliser
-from interp.types import Card, InputError, Preprocess, Threat
+from interp.models.hub import CONFIGS, beside
+from interp.models.normalise import NORMALISERS, Normaliser, name_of
+from interp.types import Card, InputError, Preprocess
 
 CARD = "interp_card"  # key of a safetensors header, written by `publish`
 COUNTED = "num_batches_tracked"  # a counter that evaluation never reads; files older than torch 0.4.1 lack it
-
-
-@dataclass(frozen=True)
-class Said:
-    """What the caller says about a file; None leaves it to the file and the catalogue."""
-
-    arch: str | None = None
-    arch_args: Mapping[str, Any] = field(default_factory=dict)
-    normalise: str | None = None
-    size: int | None = None
-    channels: str | None = None
-    ema: bool | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A value and where it came from."""
-
-    value: Any
-    source: str
 
 
 @dataclass(frozen=True, repr=False)
@@ -164,11 +155,14 @@ def inspect(path: str | Path, said: Said | None = None) -> Inspection:
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     card, whence = known_card(path, contents.sha256, contents.metadata)
+    configured = beside(path)
+    source = f"{' and '.join(CONFIGS)} beside the file" if configured else "the file's training options"
+    facts = Facts(configured | weights.facts, source)
     warnings = list(contents.warnings)
-    arch, fits = _architecture(path, weights, said, card, whence, warnings)
+    arch, fits = _architecture(path, weights, facts, said, card, whence, warnings)
     classes = (arch.value if arch else fits[0]).num_classes
     expected = skeleton(*_key(arch.value if arch else fits[0]))
-    normal = _normaliser(weights, said, card, whence, warnings)
+    normal = normaliser_of(weights, facts, said, card, whence, warnings)
     return Inspection(
         path=path,
         contents=contents,
@@ -177,9 +171,9 @@ def inspect(path: str | Path, said: Said | None = None) -> Inspection:
         fits=fits,
         arch=arch,
         normaliser=normal,
-        size=_size(weights, said, card, whence, arch),
-        channels=_channels(weights, said, card, whence),
-        threat=_threat(weights, card, whence),
+        size=size_of(facts, said, card, whence, arch),
+        channels=channels_of(weights, facts, said, card, whence),
+        threat=threat_of(facts, card, whence),
         card=card,
         filled=tuple(k for k in expected if k.endswith(COUNTED) and k not in weights.tensors),
         warnings=tuple(warnings),
@@ -218,19 +212,6 @@ def checkpoint_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "checkpoints"
 
 
-def published_preprocess(arch: str) -> Preprocess:
-    """Size, resize and interpolation of an architecture's published weights: timm's configuration; 32 pixels for our builders."""
-    if arch in BUILDERS and not arch.endswith("convstem"):
-        return Preprocess(32, 32)
-    import timm
-
-    cfg = timm.get_pretrained_cfg(arch, allow_unregistered=True) if timm.is_model(arch) else None
-    if cfg is None:
-        return Preprocess(224, 256)
-    size = int(cfg.input_size[-1])
-    return Preprocess(size, int(size / cfg.crop_pct), cfg.interpolation)
-
-
 def _key(candidate: Candidate) -> tuple[str, str, int]:
     return candidate.arch, json.dumps(candidate.arch_args, sort_keys=True), candidate.num_classes
 
@@ -252,7 +233,7 @@ def misfit(weights: Weights, candidate: Candidate) -> str:
 
 
 def _architecture(
-    path: Path, weights: Weights, said: Said, card: Card | None, whence: str, warnings: list[str]
+    path: Path, weights: Weights, facts: Facts, said: Said, card: Card | None, whence: str, warnings: list[str]
 ) -> tuple[Answer | None, tuple[Candidate, ...]]:
     """The architecture that was said, or is known, or alone fits; with all that fit."""
     found = [replace(c, arch_args=c.arch_args | weights.arch_args) for c in detect(weights.tensors)]
@@ -268,12 +249,12 @@ def _architecture(
             raise InputError(f"{path} does not fit {_spelled(known)} of {whence}: {difference}; say which with --arch")
         return Answer(known, whence), (known,)
     for key in ("arch", "model", "model_name", "architecture"):
-        name = weights.facts.get(key)
+        name = facts.values.get(key)
         if not isinstance(name, str) or not _is_known(name):
             continue
         own = _told(name, weights.arch_args, classes)
         if not misfit(weights, own):
-            return Answer(own, f"the file ({key} = {name!r})"), (own,)
+            return Answer(own, f"{facts.source} ({key} = {name!r})"), (own,)
         if alike := [c for c in found if c.arch == own.arch]:
             found = alike
         else:
@@ -335,57 +316,3 @@ def _flags(candidate: Candidate) -> str:
 
 def _choice(candidate: Candidate) -> str:
     return f" ({', '.join(f'{k} {v}' for k, v in candidate.choice.items())})" if candidate.choice else ""
-
-
-def _normaliser(weights: Weights, said: Said, card: Card | None, whence: str, warnings: list[str]) -> Answer | None:
-    inside = (weights.mean, weights.std) if weights.mean and weights.std else None
-    if said.normalise is not None:
-        told = normaliser(said.normalise)
-        if inside and name_of(told) != name_of(inside):
-            held = f"the file holds a normaliser with {name_of(inside)}"
-            warnings.append(f"you said --normalise {name_of(told)}, but {held}; yours is used")
-        return Answer(told, "what you said")
-    if card is not None:
-        return Answer((card.preprocess.mean, card.preprocess.std), whence)
-    if inside:
-        return Answer(inside, "the file's own normaliser")
-    options = from_options(weights.facts)
-    return Answer(options, "the file's training options") if options else None
-
-
-def _size(weights: Weights, said: Said, card: Card | None, whence: str, arch: Answer | None) -> Answer | None:
-    if said.size is not None:
-        return Answer(said.size, "what you said")
-    if card is not None:
-        return Answer(card.preprocess.size, whence)
-    given = weights.facts.get("input_size"), weights.facts.get("img_size"), weights.facts.get("image_size")
-    sizes = [v[-1] if isinstance(v, (list, tuple)) and v else v for v in given]
-    if size := next((v for v in sizes if isinstance(v, int) and not isinstance(v, bool) and 8 <= v <= 4096), None):
-        return Answer(size, "the file's training options")
-    if arch is None:
-        return None
-    own = arch.value.size or published_preprocess(arch.value.arch).size
-    return Answer(arch.value.arch_args.get("img_size", own), f"the definition of {arch.value.arch}")
-
-
-def _channels(weights: Weights, said: Said, card: Card | None, whence: str) -> Answer | None:
-    if said.channels is not None:
-        return Answer(said.channels, "what you said")
-    if card is not None:
-        return Answer(card.preprocess.channels, whence)
-    if weights.channels == "either":
-        return None
-    if weights.channels is not None:
-        return Answer(weights.channels, f"the convention of {weights.formats[-1]}")
-    return Answer("rgb", "the convention: no origin with these names reads BGR")
-
-
-def _threat(weights: Weights, card: Card | None, whence: str) -> Answer | None:
-    if card is not None:
-        return Answer(card.threat, whence) if card.threat else None
-    facts = weights.facts
-    eps, norm = facts.get("attack_eps"), facts.get("attack_norm") or "linf"
-    trained = facts.get("adv_training") not in (None, "", False)
-    if trained and isinstance(eps, (int, float)) and 0 < eps <= 1 and str(norm).lower() in ("linf", "l2"):
-        return Answer(Threat(str(norm).lower(), float(eps)), "the file's training options")
-    return None

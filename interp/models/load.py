@@ -1,4 +1,4 @@
-"""`load`: one string → a Model that says what was done. Shipped ids, files, catalogue ids, and `timm:NAME`.
+"""`load`: one string → a Model that says what was done. Shipped ids, files, catalogue ids, `hf-hub:OWNER/REPO` and `timm:NAME`.
 
 What a file is, `inspect` finds out; what stays open is taken from the caller, or settled on labelled images, never guessed.
 """
@@ -14,9 +14,11 @@ from typing import Any
 
 from torch import nn
 
+from interp.models.answers import Said
 from interp.models.build import build
-from interp.models.catalogue import catalogue, find
-from interp.models.inspect import COUNTED, Inspection, Said, checkpoint_folder, inspect
+from interp.models.catalogue import catalogue, counts, find
+from interp.models.hub import from_hub
+from interp.models.inspect import COUNTED, Inspection, checkpoint_folder, inspect
 from interp.models.model import Model
 from interp.models.settle import doubt, settle
 from interp.types import Batch, Card, InputError, Preprocess
@@ -41,7 +43,7 @@ def load(
     images: Batch | None = None,
     device: str = "cpu",
 ) -> Model:
-    """Load a model: a shipped id, a checkpoint file, an id of the catalogue, or `timm:NAME` (weights from timm's hub cache).
+    """Load a model: a shipped id, a checkpoint file, an id of the catalogue, `hf-hub:OWNER/REPO`, or `timm:NAME`.
 
     arch, arch_args, normalise ('none', 'imagenet', …, or 'm,m,m/s,s,s'), size and channels ('rgb', 'bgr') answer what a file
     leaves open; ema chooses between an averaged and a raw copy. With labelled `images` what is still open is settled by trying,
@@ -73,18 +75,20 @@ def load_as(spec: str | Path, said: Said, *, images: Batch | None = None) -> Mod
 
 
 def locate(text: str) -> Path:
-    """The file that a spec means: a path, a shipped id, or a catalogue id that was fetched."""
+    """The file that a spec means: a path, a shipped id, or a catalogue id that was fetched, or hf-hub:OWNER/REPO."""
+    if text.startswith("hf-hub:"):
+        return from_hub(text.removeprefix("hf-hub:"))
     ids = shipped()
     if text in ids:
         path = ids[text].with_suffix(".safetensors")
         return path if path.is_file() else ids[text].with_name(Card.read(ids[text]).weights or path.name)
     path = Path(text)
-    if path.exists() or path.suffix or (os.sep in text and ":" not in text):
-        if not path.exists() and ":" in text:
-            return _fetched(text)
+    if path.exists():
         return path
-    if ":" in text or text in catalogue():
+    if text.partition(":")[0] in counts():
         return _fetched(text)
+    if path.suffix or os.sep in text:
+        return path  # reading it says that it is not there
     near = difflib.get_close_matches(text, [*ids, *(e.name for e in catalogue().values())], n=3, cutoff=0.3)
     raise InputError(
         f"{text!r} is neither a shipped checkpoint nor a file; the nearest ids are {', '.join(near or ids)}. "

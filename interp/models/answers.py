@@ -1,0 +1,122 @@
+"""What is known of a file's preprocessing and threat model, each with where the answer came from.
+
+Taken in this order: from the caller, from the file (normaliser buffers, a card beside or inside it, the options stored with it),
+from the catalogue by the file's sha256, and from the architecture's definition. What none of them says is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from interp.loading.weights import Weights
+from interp.models.build import BUILDERS
+from interp.models.normalise import from_options, name_of, normaliser
+from interp.types import Card, Preprocess, Threat
+
+
+@dataclass(frozen=True)
+class Said:
+    """What the caller says about a file; None leaves it to the file and the catalogue."""
+
+    arch: str | None = None
+    arch_args: Mapping[str, Any] = field(default_factory=dict)
+    normalise: str | None = None
+    size: int | None = None
+    channels: str | None = None
+    ema: bool | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A value and where it came from."""
+
+    value: Any
+    source: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Plain values stored with the weights, by the names of training options, and where they were read."""
+
+    values: Mapping[str, Any]
+    source: str
+
+
+def normaliser_of(
+    weights: Weights, facts: Facts, said: Said, card: Card | None, whence: str, warnings: list[str]
+) -> Answer | None:
+    """Mean and standard deviation."""
+    inside = (weights.mean, weights.std) if weights.mean and weights.std else None
+    if said.normalise is not None:
+        told = normaliser(said.normalise)
+        if inside and name_of(told) != name_of(inside):
+            held = f"the file holds a normaliser with {name_of(inside)}"
+            warnings.append(f"you said --normalise {name_of(told)}, but {held}; yours is used")
+        return Answer(told, "what you said")
+    known = (card.preprocess.mean, card.preprocess.std) if card else None
+    if inside:
+        if known and name_of(known) != name_of(inside):
+            warnings.append(f"{whence} says {name_of(known)}, but the file holds a normaliser with {name_of(inside)}: it is used")
+        return Answer(inside, "the file's own normaliser")
+    if known:
+        return Answer(known, whence)
+    options = from_options(facts.values)
+    return Answer(options, facts.source) if options else None
+
+
+def size_of(facts: Facts, said: Said, card: Card | None, whence: str, arch: Answer | None) -> Answer | None:
+    """Input size in pixels."""
+    if said.size is not None:
+        return Answer(said.size, "what you said")
+    if card is not None:
+        return Answer(card.preprocess.size, whence)
+    given = (facts.values.get(k) for k in ("input_size", "img_size", "image_size"))
+    sizes = [v[-1] if isinstance(v, (list, tuple)) and v else v for v in given]
+    if size := next((v for v in sizes if isinstance(v, int) and not isinstance(v, bool) and 8 <= v <= 4096), None):
+        return Answer(size, facts.source)
+    if arch is None:
+        return None
+    own = arch.value.size or published_preprocess(arch.value.arch).size
+    return Answer(arch.value.arch_args.get("img_size", own), f"the definition of {arch.value.arch}")
+
+
+def channels_of(weights: Weights, facts: Facts, said: Said, card: Card | None, whence: str) -> Answer | None:
+    """Order of the colours the network reads."""
+    if said.channels is not None:
+        return Answer(said.channels, "what you said")
+    if card is not None:
+        return Answer(card.preprocess.channels, whence)
+    if (order := facts.values.get("channels")) in ("rgb", "bgr"):
+        return Answer(order, facts.source)
+    if weights.channels == "either":
+        return None
+    if weights.channels is not None:
+        return Answer(weights.channels, f"the convention of {weights.formats[-1]}")
+    return Answer("rgb", "the convention: no origin with these names reads BGR")
+
+
+def threat_of(facts: Facts, card: Card | None, whence: str) -> Answer | None:
+    """What the model was trained to withstand."""
+    if card is not None:
+        return Answer(card.threat, whence) if card.threat else None
+    options = facts.values
+    eps, norm = options.get("attack_eps"), options.get("attack_norm") or "linf"
+    trained = options.get("adv_training") not in (None, "", False)
+    if trained and isinstance(eps, (int, float)) and 0 < eps <= 1 and str(norm).lower() in ("linf", "l2"):
+        return Answer(Threat(str(norm).lower(), float(eps)), facts.source)
+    return None
+
+
+def published_preprocess(arch: str) -> Preprocess:
+    """Size, resize and interpolation of an architecture's published weights: timm's configuration; 32 pixels for our builders."""
+    if arch in BUILDERS and not arch.endswith("convstem"):
+        return Preprocess(32, 32)
+    import timm
+
+    cfg = timm.get_pretrained_cfg(arch, allow_unregistered=True) if timm.is_model(arch) else None
+    if cfg is None:
+        return Preprocess(224, 256)
+    size = int(cfg.input_size[-1])
+    return Preprocess(size, int(size / cfg.crop_pct), cfg.interpolation)
