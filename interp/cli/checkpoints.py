@@ -81,13 +81,17 @@ def _print_shipped(cards: list[Card], fetched: int) -> None:
     from rich.table import Column, Table
 
     from interp.models.catalogue import counts
-    from interp.publish import as_text
 
-    table = Table(Column("id", no_wrap=True), "trained against", "clean", "PGD-20 at 8/255", box=None)
+    def number(card: Card, name: str) -> str:
+        found = card.number(name)
+        return f"{found.value:.1%} of {found.n:,}" if found else "–"
+
+    table = Table(Column("id", no_wrap=True), "threat", "clean", "PGD-20 at 8/255", box=None)
     for card in cards:
         threat = f"{card.threat.norm} {card.threat.eps * 255:g}/255" if card.threat else "–"
-        table.add_row(card.id, threat, as_text(card.number("clean")), as_text(card.number("pgd20")))
+        table.add_row(card.id, threat, number(card, "clean"), number(card, "pgd20"))
     out.print(table)
+    typer.echo("(with intervals: checkpoints/README.md, or interp models --json)")
     each = ", ".join(f"{n} {origin}" for origin, n in counts().items())
     typer.echo(f"\n{sum(counts().values())} published checkpoints are known, {fetched} of them on disk: {each}.")
     typer.echo("List them with interp models 'robustbench:imagenet/*' (or '*'), download one with interp fetch ID.")
