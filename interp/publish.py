@@ -13,7 +13,7 @@ from torch import nn
 from interp.attacks.pgd import PGD
 from interp.loading.read import sha256_of
 from interp.models.build import build
-from interp.models.inspect import CARD
+from interp.models.known import CARD
 from interp.models.model import Model
 from interp.robustness.accuracy import correct
 from interp.stats import wilson

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ class Preprocess:
     channels: str = "rgb"
 
     def __post_init__(self) -> None:
+        _expect("preprocess", self, size=int, resize=int, interpolation=str, channels=str)
         object.__setattr__(self, "mean", tuple(float(v) for v in self.mean))
         object.__setattr__(self, "std", tuple(float(v) for v in self.std))
         if self.size < 1 or self.resize < 1:
@@ -50,7 +52,7 @@ class Preprocess:
             raise InputError(f"channel order is {self.channels!r}; expected 'rgb' or 'bgr'")
         if self.interpolation not in ("nearest", "bilinear", "bicubic"):
             raise InputError(f"interpolation is {self.interpolation!r}; expected 'nearest', 'bilinear' or 'bicubic'")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, self.mean + self.std)) or min(self.std) <= 0:
             raise InputError(f"mean {self.mean} and std {self.std} need three values each, std above zero")
 
 
@@ -60,6 +62,11 @@ class Threat:
 
     norm: str
     eps: float
+
+    def __post_init__(self) -> None:
+        _expect("threat", self, norm=str, eps=(int, float))
+        if self.norm not in ("linf", "l2") or not 0 < self.eps < math.inf:
+            raise InputError(f"threat is {self.norm} {self.eps}; expected linf or l2 with ε above zero")
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,8 @@ class Card:
     citation: str = ""
 
     def __post_init__(self) -> None:
+        texts = ("id", "arch", "weights", "sha256", "origin", "training", "licence", "citation")
+        _expect("card", self, **dict.fromkeys(texts, str), num_classes=int, arch_args=dict, labels=tuple)
         if self.labels and len(self.labels) != self.num_classes:
             raise InputError(f"card {self.id!r} names {len(self.labels)} labels for {self.num_classes} classes")
 
@@ -125,13 +134,25 @@ class Card:
             return cls(**raw)
         except InputError:
             raise
-        except (ValueError, KeyError, TypeError) as error:  # ValueError: no TOML, or words where numbers belong
+        except (ValueError, KeyError, TypeError, RecursionError) as error:  # ValueError: no TOML, or words where numbers belong
             raise InputError(f"not a model card: {error}; compare with the cards in checkpoints/") from error
 
     @classmethod
     def read(cls, path: Path) -> Card:
         """Read a card from a file."""
-        return cls.from_toml(path.read_text(encoding="utf-8"))
+        try:
+            return cls.from_toml(path.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is no text ({error.reason}); compare it with the cards in checkpoints/") from error
+
+
+def _expect(what: str, thing: object, **kinds: Any) -> None:
+    """Raise InputError where a field has another type than it should, as files written by hand or by others may."""
+    for name, kind in kinds.items():
+        value = getattr(thing, name)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            wanted = kind.__name__ if isinstance(kind, type) else "number"
+            raise InputError(f"{what}: {name} is {str(value)[:60]!r}; expected {wanted}")
 
 
 def pixels(x: Tensor) -> np.ndarray:

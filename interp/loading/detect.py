@@ -21,7 +21,13 @@ HEADS = ("head.weight", "fc.weight", "linear.weight", "head.fc.weight", "classif
 def detect(tensors: Mapping[str, Tensor]) -> list[Candidate]:
     """Every architecture that a signature recognises, the commonest first; whether all names fit is for the caller to check."""
     shapes = {k: v.shape for k, v in tensors.items()}
-    return [candidate for signature in (*SIGNATURES, *SIGNATURES_SMALL) for candidate in signature(shapes)]
+    found: list[Candidate] = []
+    for signature in (*SIGNATURES, *SIGNATURES_SMALL):
+        try:
+            found += signature(shapes)
+        except (IndexError, KeyError, ValueError, ZeroDivisionError):
+            continue  # a known name with a shape that its architecture never has: not this one
+    return found
 
 
 def num_classes(tensors: Mapping[str, Tensor]) -> int | None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from interp.errors import InputError
+from interp.loading.inert import printable
 from interp.loading.read import Stub
 from interp.loading.translate import JOINED, translation
 from interp.loading.weights import Triple, Weights
@@ -35,7 +36,8 @@ NORMALISERS = (
     "0",
 )
 MEANS = (("mean", "std"), ("mu", "sigma"), ("new_mean", "new_std"), ("_mean", "_std"), ("means", "sds"))
-COUNTERS = ("total_ops", "total_params")
+MODULES = 20_000  # of a pickled network, which may share and repeat its parts
+COUNTERS = ("total_ops", "total_params", "n_averaged")
 
 
 def unwrap(content: Any, *, metadata: Mapping[str, str] | None = None, ema: bool | None = None) -> Weights:
@@ -54,7 +56,7 @@ def unwrap(content: Any, *, metadata: Mapping[str, str] | None = None, ema: bool
         found = step(found)
     else:
         raise InputError(f"the weights lie under more than 16 wrappers ({', '.join(found.did)}); save the state dict alone")
-    tensors = {str(k): v for k, v in found.content.items()}
+    tensors = _named(found.content)
     found = replace(found, content=None, tensors=tensors, source={k: k for k in tensors})
     for _ in range(32):
         pair = next((undo for is_x, undo in NAMES if is_x(found.tensors)), None)
@@ -87,6 +89,19 @@ def _translated(found: Weights) -> Weights:
     )
 
 
+def _named(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """Tensors by name; names that are no names are refused, since every one of them may be printed."""
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in content.items():
+        name = str(key)
+        if len(name) > 400 or not name.isprintable():
+            raise InputError(f"a weight is called {printable(name)!r}, which is no name; save the state dict again")
+        if name in tensors:
+            raise InputError(f"two weights are called {name}; save the state dict again")
+        tensors[name] = tensor
+    return tensors
+
+
 def _is_tensors(content: Any) -> bool:
     return isinstance(content, Mapping) and bool(content) and all(isinstance(v, Tensor) for v in content.values())
 
@@ -94,7 +109,7 @@ def _is_tensors(content: Any) -> bool:
 def _no_state_dict(found: Weights) -> str:
     content, where = found.content, f" ({', then '.join(found.did)})" if found.did else ""
     if isinstance(content, Mapping):
-        held = ", ".join(f"{k}: {_kind(v)}" for k, v in list(content.items())[:8]) or "nothing"
+        held = ", ".join(f"{printable(str(k))}: {_kind(v)}" for k, v in list(content.items())[:8]) or "nothing"
     else:
         held = _kind(content)
     return (
@@ -122,16 +137,24 @@ def from_pickled_module(found: Weights) -> Weights:
     )
 
 
-def _module_tensors(module: Any, prefix: str = "", depth: int = 0) -> dict[str, Tensor]:
-    state = module.state if isinstance(module, Stub) and isinstance(module.state, dict) else {}
-    if depth > 64:
-        raise InputError("a pickled module nests deeper than 64 levels; save model.state_dict() instead")
-    silent = state.get("_non_persistent_buffers_set") or ()
-    own = {**(state.get("_parameters") or {}), **{k: v for k, v in (state.get("_buffers") or {}).items() if k not in silent}}
-    tensors = {f"{prefix}{k}": v for k, v in own.items() if isinstance(v, Tensor)}
-    for name, child in (state.get("_modules") or {}).items():
-        tensors |= _module_tensors(child, f"{prefix}{name}.", depth + 1)
-    return tensors
+def _module_tensors(module: Any, prefix: str = "") -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    left = [(module, prefix)]
+    for _ in range(MODULES):
+        if not left:
+            return tensors
+        here, prefix = left.pop(0)
+        state = _mapping(here.state) if isinstance(here, Stub) else {}
+        silent = state.get("_non_persistent_buffers_set")
+        silent = silent if isinstance(silent, (set, frozenset, list, tuple)) else ()
+        own = _mapping(state.get("_parameters")) | {k: v for k, v in _mapping(state.get("_buffers")).items() if k not in silent}
+        tensors |= {f"{prefix}{k}": v for k, v in own.items() if isinstance(v, Tensor)}
+        left += [(child, f"{prefix}{name}.") for name, child in _mapping(state.get("_modules")).items()]
+    raise InputError(f"a pickled module holds more than {MODULES:,} others; save model.state_dict() instead")
+
+
+def _mapping(value: Any) -> dict[Any, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def is_lightning(content: Any) -> bool:
@@ -180,8 +203,13 @@ def from_wrapped(found: Weights) -> Weights:
     )
 
 
-def _holds(value: Any) -> bool:
-    return (isinstance(value, Mapping) and bool(value)) or is_pickled_module(value)
+def _holds(value: Any, depth: int = 3) -> bool:
+    """Whether tensors lie in it, a few wrappers down: a configuration called `model` is no state dict."""
+    if is_pickled_module(value):
+        return True
+    if not isinstance(value, Mapping) or depth == 0:
+        return False
+    return any(isinstance(v, Tensor) or _holds(v, depth - 1) for v in value.values())
 
 
 def _wrapper_name(content: Mapping[Any, Any], key: str) -> str:
@@ -263,14 +291,14 @@ def from_compiled(found: Weights) -> Weights:
 
 
 def is_counted(tensors: Mapping[str, Tensor]) -> bool:
-    """thop's counters, which RobustBench files of some authors carry."""
+    """Counters beside the weights: thop's, which RobustBench files of some authors carry, and AveragedModel's."""
     return any(k.rpartition(".")[2] in COUNTERS for k in tensors)
 
 
 def from_counted(found: Weights) -> Weights:
     """The names without the counters."""
-    drop = {k: "a profiler's counter, no weight" for k in found.tensors if k.rpartition(".")[2] in COUNTERS}
-    return found.renamed("profiled", "dropped profiler counters", {k: k for k in found.tensors if k not in drop}, drop)
+    drop = {k: "a counter, no weight" for k in found.tensors if k.rpartition(".")[2] in COUNTERS}
+    return found.renamed("counted", "dropped counters", {k: k for k in found.tensors if k not in drop}, drop)
 
 
 def is_parallel(tensors: Mapping[str, Tensor]) -> bool:

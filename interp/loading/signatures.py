@@ -88,9 +88,10 @@ def vit(shapes: Shapes) -> list[Candidate]:
         f"patches of {patch}, width {width}, {depth} blocks; heads are not in the shapes: {known[2]} as published",
         f"{positions[1]} positions: {size} pixels",
     )
-    arch = f"vit_{known[0]}_patch{patch}_224"
+    arch = f"vit_{known[0]}_patch16_224"
+    args |= {"patch_size": int(patch)} if patch != 16 else {}
     if distilled:
-        arch = f"deit_{known[0]}_distilled_patch{patch}_224"
+        arch = f"deit_{known[0]}_distilled_patch16_224"
         evidence = (*evidence, "distillation token and head")
     elif patch == 16 and known[0] != "large":
         evidence = (*evidence, f"deit_{known[0]}_patch16_224 is the same network")

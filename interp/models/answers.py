@@ -12,8 +12,9 @@ from typing import Any
 
 from interp.loading.weights import Weights
 from interp.models.build import BUILDERS
+from interp.models.known import Known
 from interp.models.normalise import from_options, name_of, normaliser
-from interp.types import Card, Preprocess, Threat
+from interp.types import Preprocess, Threat
 
 
 @dataclass(frozen=True)
@@ -44,52 +45,47 @@ class Facts:
     source: str
 
 
-def normaliser_of(
-    weights: Weights, facts: Facts, said: Said, card: Card | None, whence: str, warnings: list[str]
-) -> Answer | None:
+def normaliser_of(weights: Weights, facts: Facts, said: Said, known: Known | None, warnings: list[str]) -> Answer | None:
     """Mean and standard deviation."""
     inside = (weights.mean, weights.std) if weights.mean and weights.std else None
+    carded = (known.card.preprocess.mean, known.card.preprocess.std) if known else None
     if said.normalise is not None:
         told = normaliser(said.normalise)
         if inside and name_of(told) != name_of(inside):
             held = f"the file holds a normaliser with {name_of(inside)}"
             warnings.append(f"you said --normalise {name_of(told)}, but {held}; yours is used")
         return Answer(told, "what you said")
-    known = (card.preprocess.mean, card.preprocess.std) if card else None
     if inside:
-        if known and name_of(known) != name_of(inside):
-            warnings.append(f"{whence} says {name_of(known)}, but the file holds a normaliser with {name_of(inside)}: it is used")
+        if known and carded and name_of(carded) != name_of(inside):
+            said_by = f"{known.source} says {name_of(carded)}"
+            warnings.append(f"{said_by}, but the file holds a normaliser with {name_of(inside)}: it is used")
         return Answer(inside, "the file's own normaliser")
-    if known:
-        return Answer(known, whence)
     options = from_options(facts.values)
-    return Answer(options, facts.source) if options else None
+    return _first(known, carded, Answer(options, facts.source) if options else None)
 
 
-def size_of(facts: Facts, said: Said, card: Card | None, whence: str, arch: Answer | None) -> Answer | None:
+def size_of(facts: Facts, said: Said, known: Known | None, arch: Answer | None) -> Answer | None:
     """Input size in pixels."""
     if said.size is not None:
         return Answer(said.size, "what you said")
-    if card is not None:
-        return Answer(card.preprocess.size, whence)
     given = (facts.values.get(k) for k in ("input_size", "img_size", "image_size"))
     sizes = [v[-1] if isinstance(v, (list, tuple)) and v else v for v in given]
-    if size := next((v for v in sizes if isinstance(v, int) and not isinstance(v, bool) and 8 <= v <= 4096), None):
-        return Answer(size, facts.source)
-    if arch is None:
-        return None
+    size = next((v for v in sizes if isinstance(v, int) and not isinstance(v, bool) and 8 <= v <= 4096), None)
+    found = _first(known, known.card.preprocess.size if known else None, Answer(size, facts.source) if size else None)
+    if found is not None or arch is None:
+        return found
     own = arch.value.size or published_preprocess(arch.value.arch).size
     return Answer(arch.value.arch_args.get("img_size", own), f"the definition of {arch.value.arch}")
 
 
-def channels_of(weights: Weights, facts: Facts, said: Said, card: Card | None, whence: str) -> Answer | None:
+def channels_of(weights: Weights, facts: Facts, said: Said, known: Known | None) -> Answer | None:
     """Order of the colours the network reads."""
     if said.channels is not None:
         return Answer(said.channels, "what you said")
-    if card is not None:
-        return Answer(card.preprocess.channels, whence)
-    if (order := facts.values.get("channels")) in ("rgb", "bgr"):
-        return Answer(order, facts.source)
+    order = facts.values.get("channels")
+    stored = Answer(order, facts.source) if order in ("rgb", "bgr") else None
+    if (found := _first(known, known.card.preprocess.channels if known else None, stored)) is not None:
+        return found
     if weights.channels == "either":
         return None
     if weights.channels is not None:
@@ -97,16 +93,32 @@ def channels_of(weights: Weights, facts: Facts, said: Said, card: Card | None, w
     return Answer("rgb", "the convention: no origin with these names reads BGR")
 
 
-def threat_of(facts: Facts, card: Card | None, whence: str) -> Answer | None:
-    """What the model was trained to withstand."""
-    if card is not None:
-        return Answer(card.threat, whence) if card.threat else None
+def _first(known: Known | None, carded: Any, stored: Answer | None) -> Answer | None:
+    """A card with the file, else the options stored in it, else a card that the catalogue has for its bytes."""
+    if known is not None and (known.own or stored is None):
+        return Answer(carded, known.source)
+    return stored
+
+
+def threat_of(weights: Weights, facts: Facts, known: Known | None) -> Answer | None:
+    """What the model was trained to withstand.
+
+    vits-robustness-torch gives attack_eps in 1/255 (src/setup_task.py); its first commands gave fractions of 1.
+    """
+    if known is not None:
+        return Answer(known.card.threat, known.source) if known.card.threat else None
     options = facts.values
-    eps, norm = options.get("attack_eps"), options.get("attack_norm") or "linf"
+    eps, norm = options.get("attack_eps"), str(options.get("attack_norm") or "linf").lower()
     trained = options.get("adv_training") not in (None, "", False)
-    if trained and isinstance(eps, (int, float)) and 0 < eps <= 1 and str(norm).lower() in ("linf", "l2"):
-        return Answer(Threat(str(norm).lower(), float(eps)), facts.source)
-    return None
+    if (
+        not trained
+        or isinstance(eps, bool)
+        or not isinstance(eps, (int, float))
+        or norm not in ("linf", "l2")
+        or not 0 < eps <= 255
+    ):
+        return None
+    return Answer(Threat(norm, float(eps) if eps < 0.25 else eps / 255), facts.source)
 
 
 def published_preprocess(arch: str) -> Preprocess:

@@ -7,7 +7,8 @@ network exactly. They are plain values: words, numbers, true or false, lists of 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch.nn as nn
@@ -18,6 +19,10 @@ from interp.models.resnet_cifar import ResNetCifar
 from interp.models.small_images import mobilevit_small_images, resnet50_small_images, resnet_small_images, xcit_p4
 from interp.models.wide_resnet import WideResNet, WideResNetDM, WideResNetStages
 from interp.types import InputError
+
+DEEPEST = 200  # blocks; the deepest published here is ResNet-152
+LARGEST = 50_000  # widths, pixels, classes; ImageNet-21k has 21,843
+FORBIDDEN = {"features_only", "scriptable", "exportable", "no_jit", "in_chans", "num_classes", "out_indices", "feature_cls"}
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "xcit_p4": xcit_p4,
@@ -86,6 +91,37 @@ def resolve(arch: str, arch_args: dict[str, Any] | None = None) -> tuple[str, di
     return name, implied | (arch_args or {})
 
 
+def is_known(arch: str) -> bool:
+    """Whether a name, an alias or one of timm's, can be built."""
+    import timm
+
+    name, _ = resolve(arch)
+    return name in BUILDERS or (re.fullmatch(r"\w+", name) is not None and timm.is_model(name))
+
+
+def out_of_bounds(args: Mapping[str, Any], num_classes: int) -> str:
+    """Why these arguments are not built, empty where they are: a card or a file may ask for a network of any size.
+
+    Nothing that would make timm read files or hosts is passed on, and numbers must be those of a network that fits a machine.
+    """
+    if not isinstance(num_classes, int) or not 1 <= num_classes <= LARGEST:
+        return f"{num_classes} classes"
+    for key, value in args.items():
+        values = value if isinstance(value, (list, tuple)) else [value]
+        deep = key in ("depth", "depths", "layers")
+        largest = DEEPEST if deep else LARGEST
+        if str(key).startswith(("pretrained", "checkpoint", "cache")) or key in FORBIDDEN:
+            return f"{key}, which is no part of an architecture"
+        if len(values) > 64 or not all(isinstance(v, (bool, int, float, str)) or v is None for v in values):
+            return f"{key} = {str(value)[:60]}, where a word, a number or a short list belongs"
+        if any(isinstance(v, str) and re.fullmatch(r"[\w.\-]{0,64}", v) is None for v in values):
+            return f"{key} = {str(value)[:60]!r}, where a plain word belongs"
+        numbers = [abs(v) for v in values if isinstance(v, (int, float))]
+        if not all(v <= largest for v in numbers) or (deep and sum(numbers) > largest):
+            return f"{key} = {str(value)[:60]}, beyond {largest}"
+    return ""
+
+
 def nearest(arch: str) -> list[str]:
     """Up to four known names that resemble a wrong one."""
     import timm
@@ -99,13 +135,18 @@ def build(arch: str, *, num_classes: int, arch_args: dict[str, Any] | None = Non
     Raises InputError where the name is unknown (naming the nearest ones) or an argument does not fit.
     """
     name, args = resolve(arch, arch_args)
+    if not is_known(name):
+        raise InputError(f"no architecture is called {arch!r}; the nearest names are {', '.join(nearest(arch)) or 'none'}")
+    if reason := out_of_bounds(args, num_classes):
+        raise InputError(f"architecture {arch!r} is not built with {reason}")
     try:
         if name in BUILDERS:
             return BUILDERS[name](num_classes=num_classes, **args)
         import timm
 
-        if not timm.is_model(name):
-            raise InputError(f"no architecture is called {arch!r}; the nearest names are {', '.join(nearest(arch)) or 'none'}")
         return timm.create_model(name, num_classes=num_classes, **args)
-    except TypeError as error:
-        raise InputError(f"architecture {arch!r} does not take these arguments: {args} ({error})") from error
+    except InputError:
+        raise
+    except Exception as error:  # constructors raise many kinds on arguments that make no network
+        first = str(error).partition("\n")[0]
+        raise InputError(f"architecture {arch!r} does not take these arguments: {args} ({first})") from error

@@ -13,6 +13,7 @@ from interp.models.answers import Answer
 from interp.models.build import build
 from interp.models.inspect import Inspection
 from interp.models.normalise import name_of
+from interp.types import InputError
 
 SHOWN = 6  # names of each kind, before '… and N more'
 
@@ -29,6 +30,7 @@ def _lines(name: str, value: str | list[str]) -> list[tuple[str, str]]:
 
 def _rows(found: Inspection) -> list[tuple[str, str | list[str]]]:
     c, w, card = found.contents, found.weights, found.describe()
+    p = card.preprocess
     count, work = cost(card.arch, json.dumps(card.arch_args, sort_keys=True), card.num_classes, card.preprocess.size)
     rows: list[tuple[str, str | list[str]]] = [
         ("file", f"{c.path} ({c.size / 1e6:.1f} MB)"),
@@ -39,9 +41,16 @@ def _rows(found: Inspection) -> list[tuple[str, str | list[str]]]:
         ("copy", _copy(found)),
         ("keys", _keys(found)),
         ("architecture", _architecture(found)),
-        ("parameters", f"{count / 1e6:.2f} M, {work / 1e6:,.0f} M multiply-accumulates at {card.preprocess.size} pixels"),
+        (
+            "parameters",
+            f"{count / 1e6:.2f} M, {work / 1e6:,.0f} M multiply-accumulates of its matrix products at {card.preprocess.size} pixels",
+        ),
         ("classes", f"{found.classes}"),
         ("size", _said(found.size, "{} pixels")),
+        (
+            "images",
+            f"shorter side to {p.resize} pixels, {p.interpolation}, centre of {p.size} × {p.size}; from {_prepared(found)}",
+        ),
         ("channels", _said(found.channels, "{}")),
         ("normalisation", _normalisation(found)),
         ("threat model", _threat(found)),
@@ -57,8 +66,10 @@ def _copy(found: Inspection) -> str:
     w = found.weights
     if not w.copies:
         return "one copy of the weights"
+    taken = "averaged (EMA)" if w.copies == "ema" else "raw"
+    both = any("holds the" in did or "copy of two" in did for did in w.did)
     other = {"ema": "raw", "raw": "ema"}[w.copies]
-    return f"{'averaged (EMA)' if w.copies == 'ema' else 'raw'}; where the file holds both, --{other} takes the other"
+    return f"{taken}; the file holds both, --{other} takes the other" if both else f"{taken}; the file holds no other"
 
 
 def _keys(found: Inspection) -> list[str]:
@@ -87,6 +98,13 @@ def _architecture(found: Inspection) -> list[str]:
 
 def _said(answer: Answer | None, form: str) -> str:
     return f"{form.format(answer.value)}, from {answer.source}" if answer else "open"
+
+
+def _prepared(found: Inspection) -> str:
+    """Where resize and interpolation come from: they prepare other images, and change nothing for those of the right size."""
+    if found.card is not None:
+        return "its card"
+    return f"the usual preparation for {found.describe().arch}; a card beside the file can say another"
 
 
 def _normalisation(found: Inspection) -> str:
@@ -132,6 +150,8 @@ def as_json(found: Inspection) -> dict[str, Any]:
         "parameters": count,
         "macs": work,
         "size": plain(found.size),
+        "resize": {"value": card.preprocess.resize, "from": _prepared(found)},
+        "interpolation": {"value": card.preprocess.interpolation, "from": _prepared(found)},
         "channels": plain(found.channels),
         "normalisation": None
         if found.normaliser is None
@@ -156,7 +176,13 @@ def cost(arch: str, args: str, classes: int, size: int) -> tuple[int, int]:
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):
-        net = build(arch, num_classes=classes, arch_args=json.loads(args)).eval()
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            net(torch.zeros(1, 3, size, size))
+        net = build(arch, num_classes=classes, arch_args=json.loads(args)).eval().requires_grad_(False)
+        try:
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                net(torch.zeros(1, 3, size, size))
+        except Exception as error:  # each architecture has its own way to refuse a size
+            first = str(error).partition("\n")[0]
+            raise InputError(
+                f"{arch} {args} does not take images of {size} × {size} pixels ({first}); say another --size"
+            ) from error
     return sum(p.numel() for p in net.parameters()), counter.get_total_flops() // 2

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from interp.loading.read import sha256_of
 from interp.models.catalogue import Entry, find
-from interp.models.inspect import checkpoint_folder
+from interp.models.known import checkpoint_folder
 from interp.types import InputError
 
 CHUNK = 1 << 20

@@ -6,20 +6,26 @@ What a file is, `inspect` finds out; what stays open is taken from the caller, o
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import os
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from interp.models.answers import Said
 from interp.models.build import build
 from interp.models.catalogue import catalogue, counts, find
+from interp.models.describe import cost
+from interp.models.fits import COUNTED
 from interp.models.hub import from_hub
-from interp.models.inspect import COUNTED, Inspection, checkpoint_folder, inspect
+from interp.models.inspect import Inspection, inspect
+from interp.models.known import checkpoint_folder
 from interp.models.model import Model
+from interp.models.normalise import normaliser
 from interp.models.settle import doubt, settle
 from interp.types import Batch, Card, InputError, Preprocess
 
@@ -57,15 +63,18 @@ def load_as(spec: str | Path, said: Said, *, images: Batch | None = None) -> Mod
     """`load` with its answers in one object."""
     text = str(spec)
     if text.startswith("timm:"):
-        return _load_timm(text.removeprefix("timm:"))
+        return _load_timm(text.removeprefix("timm:"), said)
     path = locate(text)
     found = inspect(path, said)
     for warning in (*found.warnings, *found.weights.notes):
         log.warning("%s: %s", path.name, warning)
+    if said.size is not None:
+        described = found.describe()
+        cost(described.arch, json.dumps(described.arch_args, sort_keys=True), described.num_classes, said.size)
     fill = partial(_fill, found)
     if found.settled:
         model = fill(found.describe())
-        if images is not None and found.card is None:
+        if images is not None and not (found.card and found.card.sha256):
             _check(model, images)
         return model
     if images is None or bool((images.labels < 0).any()):
@@ -111,6 +120,11 @@ def _fill(found: Inspection, card: Card) -> Model:
     """Build what the card says and fill it; inspection has seen to it that every weight finds its place."""
     net = build(card.arch, num_classes=card.num_classes, arch_args=card.arch_args)
     tensors = {k: v.float() if v.is_floating_point() else v for k, v in found.weights.tensors.items()}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise InputError(f"{found.path}: {name} goes beyond single precision; such weights compute nothing")
+        if name.endswith("running_var") and bool((tensor < 0).any()):
+            raise InputError(f"{found.path}: {name} holds variances below zero; the file is damaged")
     counters = {k: v for k, v in net.state_dict().items() if k.endswith(COUNTED) and k not in tensors}
     net.load_state_dict(tensors | counters)
     return Model(net, card)
@@ -137,10 +151,12 @@ def check_labels(card: Card, images: Batch) -> None:
         raise InputError(f"model {card.id} has {card.num_classes} classes, the images have a label {int(images.labels.max())}")
 
 
-def _load_timm(name: str) -> Model:
+def _load_timm(name: str, said: Said) -> Model:
     import timm
     from timm.data import resolve_model_data_config
 
+    if said.arch or said.arch_args or said.ema is not None:
+        raise InputError(f"timm:{name} says its architecture itself; leave --arch, --arch-arg, --ema and --raw out")
     base = name.split(".")[0]
     if not timm.is_model(base):
         near = difflib.get_close_matches(base, timm.list_models(), n=4)
@@ -151,7 +167,9 @@ def _load_timm(name: str) -> Model:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"timm:{name} could not be loaded ({text}); fetch its weights while online, or give a file") from error
     cfg = resolve_model_data_config(net)
-    size = int(cfg["input_size"][-1])
-    preprocess = Preprocess(size, int(size / cfg["crop_pct"]), cfg["interpolation"], cfg["mean"], cfg["std"])
+    size = said.size or int(cfg["input_size"][-1])
+    mean, std = normaliser(said.normalise) if said.normalise else (cfg["mean"], cfg["std"])
+    resize = int(size / cfg["crop_pct"])
+    preprocess = Preprocess(size, resize, cfg["interpolation"], mean, std, said.channels or "rgb")
     card = Card(f"timm:{name}", base, net.num_classes, preprocess, origin="timm", labels=())  # type: ignore[arg-type]
     return Model(net, card)

@@ -51,10 +51,10 @@ def settle(found: Inspection, images: Batch, fill: Callable[[Card], Model]) -> M
     normals = [found.normaliser.value] if found.normaliser else list(NORMALISERS.values())
     orders = [found.channels.value] if found.channels else ["rgb", "bgr"]
     scores: dict[str, tuple[Score, Card]] = {}
-    sizes = set()
+    sizes: dict[int, str] = {}
     for candidate in candidates:
         cards = [found.describe(candidate, normal, order) for normal in normals for order in orders]
-        sizes.add(cards[0].preprocess.size)
+        sizes.setdefault(cards[0].preprocess.size, candidate.arch)
         if batch.images.shape[-1] != cards[0].preprocess.size:
             continue
         for card in cards:
@@ -65,6 +65,9 @@ def settle(found: Inspection, images: Batch, fill: Callable[[Card], Model]) -> M
             f"{found.path} takes images {wanted}; found {tuple(batch.images.shape)}. Give images of that size, "
             f"or --size {batch.images.shape[-1]} if the model was trained on such"
         )
+    for size, arch in sizes.items():
+        if size != batch.images.shape[-1]:
+            log.warning("%s: %s was not tried, since it takes %d × %d pixels", found.path.name, arch, size, size)
     return _best(found, scores, batch, fill)
 
 
@@ -74,8 +77,14 @@ def _best(found: Inspection, scores: Mapping[str, tuple[Score, Card]], batch: Ba
     said = ", ".join(f"{k} {scores[k][0].accuracy:.0%}" for k in order)
     note = f"settled on {len(batch)} labelled images (accuracy: {said}): {best}"
     log.warning("%s: %s", found.path.name, note)
-    if len(order) > 1 and scores[order[1]][0].right == top.right:
-        log.warning("%s: as many are right with %s; likelihood decided, more images decide better", found.path.name, order[1])
+    rivals = [k for k in order[1:] if wilson(scores[k][0].right, top.n).high >= wilson(top.right, top.n).low]
+    if rivals:
+        log.warning(
+            "%s: these images do not tell it from %s (95 %% intervals overlap); the most accurate was taken, of equals "
+            "the likeliest. Give more images, or say which",
+            found.path.name,
+            ", ".join(rivals[:3]) + (f" and {len(rivals) - 3} more" if len(rivals) > 3 else ""),
+        )
     if top.accuracy < 2 / card.num_classes:
         log.warning("%s classifies these images hardly better than chance; are labels and architecture right?", found.path.name)
     labels = batch.classes if len(batch.classes) == card.num_classes else ()
@@ -122,8 +131,9 @@ def doubt(model: Model, images: Batch) -> str:
         if labelled and wilson(rival.right, rival.n).low > wilson(own.right, own.n).high:
             fault = "applied twice or wrong" if used != "none" else "missing"
             return (
-                f"{model.card.id} is right on {own.right} of {own.n} images with normalisation {used}, on {rival.right} with "
-                f"{other}: it seems to be {fault}; try --normalise {other}"
+                f"{model.card.id} is right on {own.right} of {own.n} images with normalisation {used} "
+                f"({own.confidence:.0%} confident), on {rival.right} with {other} ({rival.confidence:.0%}): "
+                f"it seems to be {fault}; try --normalise {other}"
             )
         if not labelled and rival.confidence > own.confidence + 0.15:
             return (
