@@ -46,8 +46,8 @@ class Preprocess:
         _expect("preprocess", self, size=int, resize=int, interpolation=str, channels=str)
         object.__setattr__(self, "mean", tuple(float(v) for v in self.mean))
         object.__setattr__(self, "std", tuple(float(v) for v in self.std))
-        if self.size < 1 or self.resize < 1:
-            raise InputError(f"size is {self.size} and resize {self.resize}; expected at least 1 pixel")
+        if not 1 <= self.size <= 8192 or not 1 <= self.resize <= 8192:
+            raise InputError(f"size is {self.size} and resize {self.resize}; expected at least 1 pixel, at most 8192")
         if self.channels not in ("rgb", "bgr"):
             raise InputError(f"channel order is {self.channels!r}; expected 'rgb' or 'bgr'")
         if self.interpolation not in ("nearest", "bilinear", "bicubic"):
@@ -107,6 +107,8 @@ class Card:
     def __post_init__(self) -> None:
         texts = ("id", "arch", "weights", "sha256", "origin", "training", "licence", "citation")
         _expect("card", self, **dict.fromkeys(texts, str), num_classes=int, arch_args=dict, labels=tuple)
+        if not all(isinstance(label, str) for label in self.labels):
+            raise InputError(f"card {self.id!r} has labels that are no words: {str(self.labels)[:60]}")
         if self.labels and len(self.labels) != self.num_classes:
             raise InputError(f"card {self.id!r} names {len(self.labels)} labels for {self.num_classes} classes")
 
@@ -128,6 +130,8 @@ class Card:
         try:
             raw = tomllib.loads(text)
             raw["preprocess"] = Preprocess(**raw["preprocess"])
+            if not isinstance(raw.get("labels", []), list):
+                raise InputError(f"card: labels is {str(raw['labels'])[:60]!r}; expected a list of words")
             raw["labels"] = tuple(raw.get("labels", ()))
             raw["threat"] = Threat(**raw["threat"]) if raw.get("threat") else None
             raw["numbers"] = tuple(Number(**n) for n in raw.get("numbers", ()))

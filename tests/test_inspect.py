@@ -138,7 +138,7 @@ def test_what_is_open_is_asked_for_with_the_words_to_say(tmp_path: Path) -> None
     found = inspect(path)
     assert not found.settled and [c.choice for c in found.fits] == [{"activation": "relu"}, {"activation": "gelu"}]
     first, second = found.questions()
-    assert '--arch resnet18 (activation relu) | --arch resnet18 --arch-arg act_layer="gelu" (activation gelu)' in first
+    assert "--arch resnet18 (activation relu) | --arch resnet18 --arch-arg act_layer=gelu (activation gelu)" in first
     assert "--normalise none|imagenet" in second
     with pytest.raises(InputError, match=r"m\.pt: shapes cannot tell these apart.*Or give labelled images"):
         interp.load(path)

@@ -24,13 +24,15 @@ from torch import Tensor, nn
 from interp.errors import InputError
 from interp.loading.inert import Limits, Stub
 from interp.loading.read import Contents, read
-from tests import hostile
+from tests import bombs, hostile
 from tests.hostile import WEIGHTS, beside, call, dct, g, i, pid, raw, s, saved, stream, t, tensor, torch_zip
+from tests.mutate import small_states
 
 ROOT = Path(__file__).parents[1]
-FILES = hostile.corpus()
+FILES = hostile.corpus() | bombs.corpus()
 DIGEST = hashlib.sha256(hostile.RAW).hexdigest()
 ENOUGH = 400 << 20  # bytes that reading the corpus may add to the peak; each limit of the child is 64 MB
+SPARE, SLACK = 8 << 20, 16 << 20  # the child's limit beside 20 times the file, and what Python keeps for itself
 
 
 def child(folder: Path, *more: int, timeout: float = 300) -> dict[str, Any]:
@@ -69,6 +71,8 @@ def test_nothing_ran_and_memory_stayed(found: dict[str, Any]) -> None:
     assert not {name: one["events"] for name, one in found["files"].items() if one["events"]}
     assert found["grown"] < ENOUGH
     assert max(one["seconds"] for one in found["files"].values()) < 20
+    over = {n: one["grown"] for n, one in found["files"].items() if one["grown"] > 20 * one["size"] + SPARE + SLACK}
+    assert not over
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -341,6 +345,21 @@ def test_bytes_after_the_end_are_said(tmp_path: Path) -> None:
     assert read(tmp_path / "x").warnings == ("5 bytes after the last storage were not read",)
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_what_training_takes_is_far_below_the_limits(legacy: bool, tmp_path: Path) -> None:
+    net = nn.Sequential(*[nn.Linear(300, 300) for _ in range(6)])
+    optimizer = torch.optim.AdamW(net.parameters())
+    sum(p.sum() for p in net.parameters()).backward()
+    optimizer.step()
+    history = [{"epoch": n, "loss": n / 7, "top1": n / 3} for n in range(300)]
+    content = {"state_dict": net.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+    (tmp_path / "x").write_bytes(saved(content, legacy=legacy))
+    assert read(tmp_path / "x", limits=Limits(spare=0, max_ratio=2)).root["history"] == history
+    many = {f"layers.{n}.weight": torch.ones(1) for n in range(5000)}
+    (tmp_path / "x").write_bytes(saved(many, legacy=legacy))
+    same(read(tmp_path / "x", limits=Limits(spare=32 << 20)).root, many)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [20240229])
 def test_twelve_thousand_mutations(seed: int, tmp_path: Path) -> None:
@@ -357,6 +376,10 @@ def test_twelve_thousand_mutations(seed: int, tmp_path: Path) -> None:
         "view.pt": lambda: stream(beside(raw(b"12"), tail=t(s("v"), i(0), i(6)))),
         "runs.pt": lambda: torch_zip(hostile.RUNS["setstate"][0]),
     }
+    for name, state in small_states().items():
+        safe = name.endswith("safetensors")
+        wrapped = {"state_dict": {f"module.{k}": v for k, v in state.items()}, "epoch": 3}
+        (folder / name).write_bytes(hostile.save(state, {"architecture": name}) if safe else saved(wrapped))
     for name, make in makers.items():
         (folder / name).write_bytes(make())
     found = child(folder, 12_000, seed, timeout=550)

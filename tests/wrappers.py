@@ -75,7 +75,7 @@ def timm_training(net: nn.Module, path: Path, *, arch: str = "") -> None:
 def vits_training(net: nn.Module, path: Path, *, arch: str = "") -> None:
     """dedeswim/vits-robustness-torch by timm's bits (timm/bits/checkpoint_manager.py, version 3): `model`, `hparams`."""
     hparams = {"model": arch, "no_normalize": True, "normalize_model": False, "adv_training": "pgd"}
-    hparams |= {"attack_eps": 4 / 255, "attack_norm": "linf", "mean": None, "std": None, "eps_schedule": "linear"}
+    hparams |= {"attack_eps": 4, "attack_norm": "linf", "mean": None, "std": None, "eps_schedule": "linear"}
     extra = {"version": 3, "arch": arch, "hparams": hparams, "metrics": collections.OrderedDict(top1=72.3, robust_top1=49.2)}
     torch.save({"epoch": 99, "model": net.state_dict(), "optimizer": optimiser(net)} | extra, path)
 

@@ -126,14 +126,16 @@ def records(file: BinaryIO, size: int, budget: Budget) -> dict[str, Record]:
             )
         big, packed, offset = _wide(tail, [fields[9], fields[8], fields[16]])
         found[name], span = _record(file, raw, fields, big, packed, offset)
-        if big > max(budget.limits.spare, budget.limits.max_ratio * packed):
-            raise UnreadableError(f"is a zip archive with a record of {packed:,} bytes that becomes {big:,}", TOO_MUCH)
         spans.append(span)
     spans.sort()
     if at != length or any(a[1] > b[0] for a, b in zip(spans, [*spans[1:], (start, start)], strict=True)):
         raise _bad_zip("its records overlap")
     if spans and spans[0][0] != 0:
         raise _bad_zip("it does not begin with its first record")
+    total = sum(record.size for record in found.values())
+    if total > max(budget.limits.spare, budget.limits.max_ratio * size):
+        raise UnreadableError(f"is a zip archive of {size:,} bytes that becomes {total:,}", TOO_MUCH)
+    budget.take(total)
     return found
 
 
@@ -299,8 +301,8 @@ def walk_zip(file: BinaryIO, size: int, budget: Budget) -> Walk:
             raise UnreadableError(f"is damaged: its storage {printable(key)} is missing from the archive")
         return record
 
+    budget.spend(found[names[0]].size)
     data = content(file, found[names[0]], budget.limits.max_objects)
-    budget.spend(len(data))
     unpickler = _unpickler(io.BytesIO(data), len(data), budget, Storages(file, budget, place), nested=True)
     root = unpickler.load()
     plain = unpickler.plain and not unpickler.refused and not any(r.deflated for r in found.values())
@@ -310,6 +312,8 @@ def walk_zip(file: BinaryIO, size: int, budget: Budget) -> Walk:
 def walk_pickle(file: BinaryIO, size: int, budget: Budget, *, nested: bool = True) -> Walk:
     """The content of a bare pickle, or of a file that torch.save wrote before 1.6: pickles, then the storages one by one."""
     storages = Storages(file, budget, lambda key: None)
+    if nested:
+        budget.take(size)
     refused: set[str] = set()
 
     def load() -> Any:
@@ -361,6 +365,7 @@ def _place_legacy(file: BinaryIO, size: int, roots: dict[str, Root], keys: Any) 
 def _unpickler(file: BinaryIO, size: int, budget: Budget, storages: Storages, *, nested: bool) -> Unpickler:
     def inner(data: bytes) -> Any:
         """A torch file pickled as bytes, which is how a bare pickle keeps a storage."""
+        budget.take(len(data))
         walk = walk_pickle(io.BytesIO(data), len(data), budget, nested=False)
         unpickler.refused.update(walk.refused)
         return walk.root

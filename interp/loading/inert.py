@@ -27,7 +27,8 @@ class Limits:
     max_bytes: the file, and all its tensors together, each. max_tensors: tensors, every name of a shared one counted.
     max_objects: memory (estimated) of what is pickled around the tensors. max_depth: containers within containers.
     max_entries: values in the content when every shared container is written out. max_header: a safetensors header.
-    max_ratio: how many times larger than what the file holds its tensors may be, once that is more than `spare` bytes.
+    max_ratio: how many times larger than the file its unpacked records may be, and than its bytes its tensors, once that is
+    more than `spare` bytes. All memory together, objects and tensors, is at most `spare` + `max_ratio` times the file.
     """
 
     max_bytes: int = 8 << 30
@@ -41,20 +42,33 @@ class Limits:
 
 
 class Budget:
-    """What is left of the limits while one file is read."""
+    """What is left of the limits while one file of `size` bytes is read.
 
-    def __init__(self, limits: Limits) -> None:
+    What objects may take scales with the file: those of training files with all their state take 0.3 bytes per byte, and
+    those of 5,000 tensors with one element each half of what `spare` allows.
+    """
+
+    def __init__(self, limits: Limits, size: int) -> None:
         self.limits = limits
         self.objects, self.data = limits.max_objects, limits.max_bytes
+        self.memory = self.most = limits.spare + limits.max_ratio * size
 
     def spend(self, amount: int) -> None:
         """Charge memory of objects. Raises UnreadableError beyond the limit."""
         self.objects -= amount
-        if self.objects < 0:
-            raise UnreadableError(f"pickles more than {self.limits.max_objects:,} bytes of objects around its tensors", TOO_MUCH)
+        self.memory -= amount
+        if self.objects < 0 or self.memory < 0:
+            most = min(self.limits.max_objects, self.most)
+            raise UnreadableError(f"pickles more than {most:,} bytes of objects around its tensors", TOO_MUCH)
+
+    def take(self, amount: int) -> None:
+        """Charge memory that is neither objects nor declared: records and copies. Raises UnreadableError beyond the limit."""
+        self.memory -= amount
+        if self.memory < 0:
+            raise UnreadableError(f"needs more than {self.most:,} bytes of memory, too many for its size", TOO_MUCH)
 
     def hold(self, amount: int) -> None:
-        """Charge bytes of tensors. Raises UnreadableError beyond the limit."""
+        """Charge declared bytes of tensors. Raises UnreadableError beyond the limit."""
         self.data -= amount
         if self.data < 0:
             raise UnreadableError(f"declares more than {self.limits.max_bytes:,} bytes of tensors", TOO_MUCH)
@@ -98,8 +112,8 @@ class Buildable(ABC):
     """An object of ours that takes its state from a BUILD opcode."""
 
     @abstractmethod
-    def build(self, state: Any) -> None:
-        """Take what the file says was its state."""
+    def build(self, state: Any, budget: Budget) -> None:
+        """Take what the file says was its state; charge what that makes."""
 
 
 def printable(text: str) -> str:

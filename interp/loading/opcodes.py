@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import pickle
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from interp.loading.unpickle import Unpickler
 
 LONGEST_LINE, LONGEST_NUMBER = 1 << 20, 1000
+WIDE = re.compile(rb"[\xf0-\xff]")  # first bytes of UTF-8 characters that need four bytes each
 Op = Callable[["Unpickler"], None]
 
 
@@ -36,11 +38,14 @@ def _push(value: Callable[[Unpickler], Any], cost: int = 0) -> Op:
 def _text(layout: str) -> Op:
     def op(u: Unpickler) -> None:
         count = u.number(layout)
-        u.budget.spend(60 + (4 * count if count > 0 else 0))  # one wide character makes four bytes of each
+        u.budget.spend(60 + 2 * max(count, 0))  # the bytes and the text
         data = u.read(count)
+        if not data.isascii():
+            u.budget.spend(40 + (4 if WIDE.search(data) else 2) * count)  # one wide character makes all as wide
         try:
             u.stack.append(data.decode("utf-8", "surrogatepass"))
         except UnicodeDecodeError:
+            u.budget.spend(300)  # for its time
             u.stack.append(data.decode("latin-1"))  # strings of Python 2
 
     return op
@@ -49,7 +54,11 @@ def _text(layout: str) -> Op:
 def _bytes(layout: str) -> Op:
     def op(u: Unpickler) -> None:
         count = u.number(layout)
-        (u.budget.hold if count > 4096 else u.budget.spend)(max(count, 0))
+        if count > 4096:
+            u.budget.hold(count)
+            u.budget.take(count)
+        else:
+            u.budget.spend(40 + max(count, 0))
         u.stack.append(u.read(count))
 
     return op

@@ -109,7 +109,7 @@ def _read(file: BinaryIO, size: int, path: Path, limits: Limits) -> dict[str, An
         tensors, metadata = _safetensors(file, size, path, limits)
         notes = _check_values(tensors)
         return {"container": kind, "reader": kind, "root": tensors, "metadata": metadata, "warnings": notes}
-    budget = Budget(limits)
+    budget = Budget(limits, size)
     file.seek(0)
     walk = walk_zip(file, size, budget) if kind == "zip" else walk_pickle(file, size, budget)
     tree = Tree(walk.root, budget)
@@ -189,8 +189,11 @@ def _header(file: BinaryIO, size: int, limits: Limits) -> tuple[dict[str, Any], 
         raise UnreadableError(f"is a truncated safetensors file: its header declares {length:,} bytes, the file holds {size:,}")
     if length > limits.max_header:
         raise UnreadableError(f"has a safetensors header of {length:,} bytes; at most {limits.max_header:,} are read", TOO_MUCH)
+    text = file.read(length)
+    if (nested := text.count(b"{") + text.count(b"[")) > 3 * limits.max_tensors + 1000:  # three of each tensor
+        raise UnreadableError(f"has a safetensors header of {nested:,} lists and objects", TOO_MUCH)
     try:
-        pairs = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
+        pairs = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise UnreadableError("is a damaged safetensors file (its header is no JSON of unique names)") from error
     if not isinstance(pairs, dict):

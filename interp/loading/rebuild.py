@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from interp.loading.inert import Buildable, Known, Stub, UnreadableError
+from interp.loading.inert import Budget, Buildable, Known, Stub, UnreadableError
 from interp.loading.unpickle import Unpickler
 
 STORAGES = {
@@ -246,7 +246,7 @@ class NumpyType(Buildable):
     def __init__(self, code: str) -> None:
         self.code, self.order = code, "<"
 
-    def build(self, state: Any) -> None:
+    def build(self, state: Any, budget: Budget) -> None:
         """Take (version, byte order, …)."""
         if type(state) is tuple and len(state) > 1 and state[1] in ("<", ">", "|", "="):
             self.order = state[1]
@@ -262,15 +262,17 @@ class NumpyArray(Buildable):
     def __init__(self) -> None:
         self.spec: TensorSpec | None = None
 
-    def build(self, state: Any) -> None:
+    def build(self, state: Any, budget: Budget) -> None:
         """Take (version, shape, type, whether in Fortran order, bytes)."""
         if type(state) is tuple and len(state) == 5:
-            self.fill(state[4], state[2], state[1], bool(state[3]))
+            self.fill(state[4], state[2], state[1], bool(state[3]), budget)
 
-    def fill(self, data: Any, kind: Any, shape: Any, fortran: bool) -> None:
-        """Take the bytes."""
+    def fill(self, data: Any, kind: Any, shape: Any, fortran: bool, budget: Budget) -> None:
+        """Take the bytes, which become a tensor for each array that is made of them."""
         if type(data) is not bytes or not isinstance(kind, NumpyType) or type(shape) is not tuple:
             return
+        budget.hold(len(data))
+        budget.take((3 if kind.order == ">" else 1) * len(data))
         dtype = FROM_NUMPY[kind.code]
         stride, step = [0] * len(shape), 1
         for i in range(len(shape)) if fortran else reversed(range(len(shape))):
@@ -302,7 +304,7 @@ def _numpy_buffer(u: Unpickler, args: tuple[Any, ...]) -> Any:
     made = NumpyArray()
     if len(args) == 4:
         u.budget.spend(1200)
-        made.fill(args[0], args[1], args[2], args[3] == "F")
+        made.fill(args[0], args[1], args[2], args[3] == "F", u.budget)
     return made if made.spec else NotImplemented
 
 

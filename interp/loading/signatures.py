@@ -76,7 +76,7 @@ def vit(shapes: Shapes) -> list[Candidate]:
         return []
     width, patch, depth = stem[0], stem[-1], count(shapes, "blocks")
     known = VIT.get(width)
-    if known is None or known[1] != depth:
+    if known is None:
         return []
     distilled = "dist_token" in shapes or "head_dist.weight" in shapes
     side = math.isqrt(positions[1])
@@ -95,7 +95,15 @@ def vit(shapes: Shapes) -> list[Candidate]:
         evidence = (*evidence, "distillation token and head")
     elif patch == 16 and known[0] != "large":
         evidence = (*evidence, f"deit_{known[0]}_patch16_224 is the same network")
-    return [Candidate(arch, rows(shapes, "head.weight"), args, evidence, {}, size)]
+    classes = rows(shapes, "head.weight")
+    if depth == known[1]:
+        return [Candidate(arch, classes, args, evidence, {}, size)]
+    args |= {"depth": depth}  # not published: the heads, which shapes do not show, are anyone's guess
+    return [
+        Candidate(arch, classes, args | {"num_heads": width // each}, evidence[1:], {"heads": str(width // each)}, size)
+        for each in (64, 32, 48)
+        if width % each == 0
+    ]
 
 
 def cait(shapes: Shapes) -> list[Candidate]:

@@ -149,8 +149,8 @@ class Unpickler:
             target = target.items
         if type(target) is not list:
             raise TypeError("what is appended to is no list")
-        target.extend(items)
         self.budget.spend(8 * len(items))
+        target.extend(items)
 
     def set_items(self, items: list[Any]) -> None:
         """Set keys and values of the dict, or of the stub of one, on top of the stack."""
@@ -182,7 +182,7 @@ class Unpickler:
             target.state = state
         elif isinstance(target, Buildable):
             self.plain = False
-            target.build(state)
+            target.build(state, self.budget)
         elif type(target) is not dict:
             raise TypeError("what is given a state has none")
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 Triple = tuple[float, float, float]
+EMA_PREFIXES = ("ema_model.", "model_ema.", "ema.")
 
 
 @dataclass(frozen=True)

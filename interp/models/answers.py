@@ -74,8 +74,11 @@ def size_of(facts: Facts, said: Said, known: Known | None, arch: Answer | None) 
     found = _first(known, known.card.preprocess.size if known else None, Answer(size, facts.source) if size else None)
     if found is not None or arch is None:
         return found
+    if "img_size" in arch.value.arch_args or any("pixels" in e for e in arch.value.evidence):
+        shown = arch.value.arch_args.get("img_size", arch.value.size)
+        return Answer(shown, "names and shapes" if arch.value.evidence else "the architecture's img_size")
     own = arch.value.size or published_preprocess(arch.value.arch).size
-    return Answer(arch.value.arch_args.get("img_size", own), f"the definition of {arch.value.arch}")
+    return Answer(own, f"the definition of {arch.value.arch}")
 
 
 def channels_of(weights: Weights, facts: Facts, said: Said, known: Known | None) -> Answer | None:

@@ -41,10 +41,7 @@ def _rows(found: Inspection) -> list[tuple[str, str | list[str]]]:
         ("copy", _copy(found)),
         ("keys", _keys(found)),
         ("architecture", _architecture(found)),
-        (
-            "parameters",
-            f"{count / 1e6:.2f} M, {work / 1e6:,.0f} M multiply-accumulates of its matrix products at {card.preprocess.size} pixels",
-        ),
+        ("parameters", f"{count / 1e6:.2f} M, {work / 1e6:,.0f} M multiply-accumulates in matrix products at {p.size} pixels"),
         ("classes", f"{found.classes}"),
         ("size", _said(found.size, "{} pixels")),
         (
@@ -56,7 +53,7 @@ def _rows(found: Inspection) -> list[tuple[str, str | list[str]]]:
         ("threat model", _threat(found)),
     ]
     rows += [("known as", f"{found.card.id} (catalogue or card)")] if found.card else []
-    rows += [("not called", list(c.refused))] if c.refused else []
+    rows += [("not called", [", ".join(c.refused[:SHOWN]), *_more(len(c.refused))])] if c.refused else []
     rows += [("warnings", [*found.warnings, *w.notes])] if (*found.warnings, *w.notes) else []
     rows += [("open", found.questions())] if found.questions() else [("open", "nothing: interp.load takes it as it is")]
     return rows
@@ -76,7 +73,8 @@ def _keys(found: Inspection) -> list[str]:
     w = found.weights
     changed = {new: old for new, old in w.source.items() if new != old}
     renamed = {new: old for new, old in changed.items() if not old.endswith(new)}  # the others lost a wrapper's prefix only
-    lines = [f"{len(w.tensors)} kept, {len(changed)} of them renamed, {len(w.dropped)} dropped"]
+    prefixed = len(changed) - len(renamed)
+    lines = [f"{len(w.tensors)} kept ({prefixed} without their prefix, {len(renamed)} renamed), {len(w.dropped)} dropped"]
     lines += [f"renamed {old} → {new}" for new, old in list(renamed.items())[:SHOWN]] + _more(len(renamed))
     lines += [f"dropped {old}: {why}" for old, why in list(w.dropped.items())[:SHOWN]] + _more(len(w.dropped))
     if found.filled:

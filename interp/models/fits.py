@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -53,7 +54,7 @@ def architecture_of(
         for c in detect(weights.tensors)
         if is_known(c.arch) and not out_of_bounds(c.arch_args, c.num_classes)
     ]
-    classes = num_classes(weights.tensors) or (found[0].num_classes if found else 0)
+    classes = num_classes(weights.tensors) or (found[0].num_classes if found else 0) or _rows_of(weights, said.arch)
     if said.arch is not None:
         told = _told(said.arch, {**weights.arch_args, **said.arch_args}, classes)
         if difference := misfit(weights, told):
@@ -74,10 +75,23 @@ def architecture_of(
             warnings.append(f"the file calls itself {name}, which its weights do not fit; the shapes were believed")
     if known is not None:
         return _of_card(path, weights, known)
-    fits = tuple(c for c in found if not misfit(weights, c) and all(c.arch_args.get(k) == v for k, v in said.arch_args.items()))
+    shaped = [c for c in found if not misfit(weights, c)]
+    fits = tuple(c for c in shaped if all(c.arch_args.get(k) == v for k, v in said.arch_args.items()))
+    if shaped and not fits:
+        raise InputError(f"{path} fits {' | '.join(map(flags_of, shaped))}, none with {dict(said.arch_args)}; say --arch too")
     if not fits:
         raise InputError(_nothing_fits(path, weights, found, classes))
     return (Answer(fits[0], "names and shapes, which fit nothing else known") if len(fits) == 1 else None), fits
+
+
+def _rows_of(weights: Weights, arch: str | None) -> int:
+    """Classes by the classifier that timm names for an architecture."""
+    import timm
+
+    cfg = timm.get_pretrained_cfg(resolve(arch)[0], allow_unregistered=True) if arch and is_known(arch) else None
+    names = cfg.classifier if cfg else None
+    key = f"{names[0] if isinstance(names, (list, tuple)) else names}.weight"
+    return int(weights.tensors[key].shape[0]) if key in weights.tensors and weights.tensors[key].ndim else 0
 
 
 def _of_card(path: Path, weights: Weights, known: Known) -> tuple[Answer, tuple[Candidate, ...]]:
@@ -91,6 +105,8 @@ def _told(name: str, args: Mapping[str, Any], classes: int) -> Candidate:
     arch, every = resolve(name, dict(args))
     if not is_known(arch):
         raise InputError(f"no architecture is called {name!r}; the nearest names are {', '.join(nearest(name)) or 'none'}")
+    if reason := out_of_bounds(every, max(classes, 1)):
+        raise InputError(f"architecture {name!r} is not built with {reason}")
     return Candidate(arch, max(classes, 1), every)
 
 
@@ -109,10 +125,12 @@ def _nothing_fits(path: Path, weights: Weights, found: list[Candidate], classes:
             f"{' or '.join(names)}, but {difference}" for difference, names in sorted(close.items(), key=_length)[:3]
         )
         return f"no known architecture fits {path} with its {held}. Nearest: {said}. Say which it is with --arch NAME"
-    head = "" if classes else " and no classifier under a known name (head, fc, linear, classifier, logits)"
+    if not classes:
+        held += " and no classifier under a known name (head, fc, linear, classifier, logits)"
+    end = "" if classes else "; weights of a model without classifier cannot be analysed"
     return (
-        f"no known architecture has the names in {path}: {held}{head}. Say which with --arch NAME (timm's names and "
-        f"{', '.join(list(BUILDERS)[:6])}, …); weights of a model without classifier cannot be analysed"
+        f"no known architecture has the names and sizes in {path}: {held}. Say which with --arch NAME and --arch-arg KEY=VALUE, "
+        f"any of timm's names or {', '.join(list(BUILDERS)[:6])}, …{end}"
     )
 
 
@@ -126,7 +144,8 @@ def _spelled(candidate: Candidate) -> str:
 
 def flags_of(candidate: Candidate) -> str:
     """A candidate in the words of the command line."""
-    return " ".join([f"--arch {candidate.arch}", *(f"--arch-arg {k}={json.dumps(v)}" for k, v in candidate.arch_args.items())])
+    words = {k: v if isinstance(v, str) else json.dumps(v, separators=(",", ":")) for k, v in candidate.arch_args.items()}
+    return " ".join([f"--arch {candidate.arch}", *(f"--arch-arg {shlex.quote(f'{k}={v}')}" for k, v in words.items())])
 
 
 def choice_of(candidate: Candidate) -> str:

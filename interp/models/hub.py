@@ -32,6 +32,11 @@ def beside(path: Path) -> dict[str, Any]:
     return {k: v for k, v in facts.items() if v is not None}
 
 
+def file_in(path: Path) -> Path:
+    """The weights in a folder of the hub's kind; any other path as it is."""
+    return next((path / name for name in WEIGHTS if (path / name).is_file()), path) if path.is_dir() else path
+
+
 def _of_processor(processor: Mapping[str, Any]) -> dict[str, Any]:
     """A transformers image processor's settings; those of MobileViT never normalise and have no `do_normalize`."""
     normalises = processor.get("do_normalize", False) is True

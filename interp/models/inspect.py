@@ -28,7 +28,7 @@ from interp.models.answers import (
 from interp.models.build import resolve
 from interp.models.catalogue import catalogue
 from interp.models.fits import COUNTED, architecture_of, choice_of, flags_of, key_of, skeleton
-from interp.models.hub import CONFIGS, beside
+from interp.models.hub import CONFIGS, beside, file_in
 from interp.models.known import known_card
 from interp.models.normalise import NORMALISERS, Normaliser, name_of
 from interp.types import Card, InputError, Preprocess
@@ -139,7 +139,7 @@ def inspect(path: str | Path, said: Said | None = None) -> Inspection:
 
     Raises InputError where the file cannot be read, holds no state dict, no architecture fits it, or what was said does not.
     """
-    path, said = Path(path), said or Said()
+    path, said = file_in(Path(path)), said or Said()
     contents = read(path)
     try:
         weights = unwrap(contents.root, metadata=contents.metadata, ema=said.ema)
@@ -152,6 +152,10 @@ def inspect(path: str | Path, said: Said | None = None) -> Inspection:
     warnings = list(contents.warnings)
     arch, fits = architecture_of(path, weights, facts, said, known, warnings)
     classes = (arch.value if arch else fits[0]).num_classes
+    if classes < 2:
+        raise InputError(
+            f"{path} ends in {classes} outputs; a classifier of two classes or more is needed to analyse what it sees"
+        )
     expected = skeleton(*key_of(arch.value if arch else fits[0]))
     normal = normaliser_of(weights, facts, said, known, warnings)
     return Inspection(

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 TRIED = 256  # images; more would not change which candidate wins
 CHECKED = 64
+SAID = 8  # candidates named with their accuracies
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,13 @@ def settle(found: Inspection, images: Batch, fill: Callable[[Card], Model]) -> M
 def _best(found: Inspection, scores: Mapping[str, tuple[Score, Card]], batch: Batch, fill: Callable[[Card], Model]) -> Model:
     order = sorted(scores, key=lambda k: (scores[k][0].right, scores[k][0].likelihood), reverse=True)
     best, (top, card) = order[0], scores[order[0]]
-    said = ", ".join(f"{k} {scores[k][0].accuracy:.0%}" for k in order)
+    said = ", ".join(f"{k} {scores[k][0].accuracy:.0%}" for k in order[:SAID])
+    said += f" and {len(order) - SAID} more, none better" if len(order) > SAID else ""
+    if wilson(top.right, top.n).low <= 1 / card.num_classes:
+        raise InputError(
+            f"{found.path}: none of {len(order)} candidates is clearly better than chance on {len(batch)} labelled images "
+            f"({said}). Give more images, check their labels, or say which: {'; '.join(found.questions())}"
+        )
     note = f"settled on {len(batch)} labelled images (accuracy: {said}): {best}"
     log.warning("%s: %s", found.path.name, note)
     rivals = [k for k in order[1:] if wilson(scores[k][0].right, top.n).high >= wilson(top.right, top.n).low]
@@ -85,8 +92,6 @@ def _best(found: Inspection, scores: Mapping[str, tuple[Score, Card]], batch: Ba
             found.path.name,
             ", ".join(rivals[:3]) + (f" and {len(rivals) - 3} more" if len(rivals) > 3 else ""),
         )
-    if top.accuracy < 2 / card.num_classes:
-        log.warning("%s classifies these images hardly better than chance; are labels and architecture right?", found.path.name)
     labels = batch.classes if len(batch.classes) == card.num_classes else ()
     return fill(dataclasses.replace(card, labels=labels or card.labels, origin=f"{card.origin}; {note}"))
 
