@@ -85,15 +85,18 @@ def _rebuilt(data: bytes, start: int, end: int, changed: bytes) -> bytes:
 
 
 def _opcodes(data: bytes, other: bytes, draw: random.Random) -> bytes:
-    """Delete, double, swap, move or replace one opcode, or change the global of one."""
+    """Delete, double, swap, move or replace one opcode, or change the global, the number or the text of one."""
     try:
         at = [p for _, _, p in pickletools.genops(data) if p is not None]
     except (ValueError, IndexError):
         return _bytes(data, other, draw)
     parts = [data[a:b] for a, b in zip(at, [*at[1:], len(data)], strict=True)]
     i, j = draw.randrange(len(parts)), draw.randrange(len(parts))
-    how = draw.randrange(7)
-    if how == 0:
+    how = draw.randrange(11)
+    if how > 6 and (values := [n for n, part in enumerate(parts) if part[:1] in b"KMX"]):
+        i = draw.choice(values)
+        parts[i] = _value(parts[i], draw)
+    elif how == 0:
         del parts[i]
     elif how == 1:
         parts.insert(j, parts[i])
@@ -113,6 +116,17 @@ def _opcodes(data: bytes, other: bytes, draw: random.Random) -> bytes:
     return b"".join(parts)
 
 
+def _value(part: bytes, draw: random.Random) -> bytes:
+    """Another small number, or a text with a piece moved, dropped or changed."""
+    if part[:1] != b"X":
+        return b"K" + bytes([draw.choice((0, 1, 2, 3, draw.randrange(256)))])
+    words = part[5:].split(b".")
+    i, j = draw.randrange(len(words)), draw.randrange(len(words))
+    words[i] = draw.choice((words[j], b"", b"0", b"999", b"weight", b"module", b"state_dict", words[i][:-1], words[i] + b".x"))
+    text = b".".join(words)
+    return b"X" + struct.pack("<I", len(text)) + text
+
+
 def _tokens(data: bytes, other: bytes, draw: random.Random) -> bytes:
     """Delete, double, swap or replace a word of JSON."""
     parts = re.findall(rb'"[^"]*"|-?[0-9.]+|.', data, re.DOTALL)
@@ -127,6 +141,8 @@ def _tokens(data: bytes, other: bytes, draw: random.Random) -> bytes:
         parts[i] = parts[j]
     elif how == 2:
         parts[i], parts[j] = parts[j], parts[i]
+    elif parts[i][:1] == b'"' and draw.random() < 0.5:
+        parts[i] = b'"' + _value(b"X\0\0\0\0" + parts[i][1:-1], draw)[5:] + b'"'
     else:
         parts[i] = draw.choice((b"0", b"-1", b"1e9", b"9" * 30, b"null", b"[]", b"{}", b'""', b'"."', b'"0"', b'"F32"', b"[0]"))
     return b"".join(parts)

@@ -69,24 +69,31 @@ def tensors(node: Any) -> Iterator[torch.Tensor]:
             yield from tensors(value)
 
 
+def digest(tensor: torch.Tensor) -> str:
+    """sha256 of the bytes of a tensor."""
+    return hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
 def outcome(path: Path, *, carry: bool = False) -> dict[str, Any]:
     """What reading one file gives: the words of its refusal, or what was found. carry: unwrap and detect what was read."""
     global watching, peak
     events.clear()
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before, start = memory("VmRSS"), time.perf_counter()
-    watching = True
+    watching, stage = True, "refused"
     try:
         contents: Contents | InputError = read(path, limits=LIMITS)
         if carry:
-            detect(unwrap(contents.root, metadata=contents.metadata).tensors)
+            stage = "no state dict"
+            weights = unwrap(contents.root, metadata=contents.metadata)  # type: ignore[union-attr]
+            stage = "detected" if detect(weights.tensors) else "unwrapped"
     except InputError as error:
         contents = error
     finally:
         watching = False
     most, peak = memory("VmHWM"), max(peak, memory("VmHWM"))
     found: dict[str, Any] = {"events": list(events), "seconds": time.perf_counter() - start}
-    found |= {"grown": most - before, "size": path.stat().st_size}
+    found |= {"stage": stage, "grown": most - before, "size": path.stat().st_size}
     if isinstance(contents, InputError):
         return found | {"error": str(contents)}
     total = sum(float(torch.nan_to_num(t.to(torch.float64)).sum()) for t in tensors(contents.root) if not t.is_complex())
@@ -96,7 +103,7 @@ def outcome(path: Path, *, carry: bool = False) -> dict[str, Any]:
         "container": contents.container,
         "reader": contents.reader,
         "refused": contents.refused,
-        "w": hashlib.sha256(w.contiguous().numpy().tobytes()).hexdigest() if isinstance(w, torch.Tensor) else None,
+        "w": digest(w) if isinstance(w, torch.Tensor) else None,
         "x": isinstance(contents.root.get("x"), Stub) if isinstance(contents.root, dict) else None,
         "total": total,
     }
@@ -144,12 +151,12 @@ def main(folder: Path, mutations: int = 0, seed: int = 0) -> None:
             try:
                 found = outcome(target, carry=True)
             except BaseException as error:  # noqa: BLE001 – any other exception is what is looked for
-                found = {"events": [], "error": "", "seconds": 0.0}
+                found = {"events": [], "error": "", "seconds": 0.0, "stage": "problem"}
                 problems.append(f"{name}: {type(error).__name__}: {error}")
                 target.rename(folder.parent / f"problem_{len(problems)}")
-            if found["events"] or found["seconds"] > 10 or "memory" in (found["error"] or ""):
+            if found["events"] or found["seconds"] > 10 or "this machine's memory" in (found["error"] or ""):
                 problems.append(f"{name}: {found}")
-            counts["refused" if found["error"] is not None else f"read by {found['reader']}"] += 1
+            counts[found["stage"] if found["error"] is not None else f"{found['stage']}, {found['reader']}"] += 1
         result: dict[str, Any] = {"counts": counts, "problems": problems}
     else:
         result = {path.name: outcome(path) for path in files}

@@ -362,7 +362,7 @@ def test_what_training_takes_is_far_below_the_limits(legacy: bool, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [20240229])
-def test_twelve_thousand_mutations(seed: int, tmp_path: Path) -> None:
+def test_twelve_thousand_mutations_are_refused_or_read_unwrapped_and_detected(seed: int, tmp_path: Path) -> None:
     folder = tmp_path / "files"
     folder.mkdir()
     write_good(folder)
@@ -384,5 +384,8 @@ def test_twelve_thousand_mutations(seed: int, tmp_path: Path) -> None:
         (folder / name).write_bytes(make())
     found = child(folder, 12_000, seed, timeout=550)
     assert not found["canary"] and found["files"]["problems"] == []
-    assert sum(found["files"]["counts"].values()) == 12_000 and all(n > 20 for n in found["files"]["counts"].values())
+    counts = found["files"]["counts"]
+    assert sum(counts.values()) == 12_000 and counts["no state dict"] > 100
+    assert all(counts[f"unwrapped, {reader}"] > 20 for reader in ("weights_only", "inert", "safetensors"))
+    assert sum(n for stage, n in counts.items() if stage.startswith("detected")) > 100
     assert found["grown"] < ENOUGH

@@ -58,7 +58,7 @@ def xcit(shapes: Shapes) -> list[Candidate]:
     if name is not None and published_heads[name] == heads and depth in (12, 24):
         base = name, depth if (name, depth) in XCIT_IN_TIMM else 36 - depth
         args: dict[str, Any] = {} if base[1] == depth else {"depth": depth}
-        evidence = (*evidence, "tokens_norm is not in the shapes: as published")
+        evidence = (*evidence, "tokens_norm is not in the shapes: as published; sizes 224 and 384 have the same shapes")
         return [Candidate(f"xcit_{name}_{base[1]}_p{patch}_224", classes, args, evidence, open_, 224)]
     own: dict[str, Any] = {"embed_dim": width, "depth": depth, "num_heads": heads}
     return [

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import http.client
-import logging
 import os
 import re
 import shutil
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from interp.loading.read import sha256_of
 from interp.models.catalogue import Entry, find
+from interp.models.hub import quiet
 from interp.models.known import checkpoint_folder
 from interp.types import InputError
 
@@ -221,7 +221,7 @@ def _from_hub(repo: str, filename: str, part: Path) -> None:
         return
     folder = part.with_name(part.name + ".hub")
     try:
-        with _quiet("huggingface_hub"):
+        with quiet("huggingface_hub"):
             got = hf_hub_download(repo, filename, local_dir=folder, endpoint=os.environ.get("HF_ENDPOINT"))
     except LocalEntryNotFoundError as error:  # the client's word for no connection
         raise _Refused("the hub cannot be reached") from error
@@ -233,18 +233,6 @@ def _from_hub(repo: str, filename: str, part: Path) -> None:
         raise _Refused(f"the hub cannot be read ({_first_line(error)})") from error
     Path(got).replace(part)
     shutil.rmtree(folder)
-
-
-@contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Without the warnings of one logger: each retry is one, and the last failure is said anyway."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _from_drive(key: str, part: Path, progress: bool) -> None:

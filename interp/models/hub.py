@@ -6,8 +6,10 @@ channel order). They are read wherever they lie beside a file with one of the hu
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,8 @@ def from_hub(name: str) -> Path:
 
     def get(wanted: str) -> Path | None:
         try:
-            return Path(hf_hub_download(f"{owner}/{repo}", wanted))
+            with quiet("huggingface_hub"):
+                return Path(hf_hub_download(f"{owner}/{repo}", wanted))
         except LocalEntryNotFoundError as error:  # the client's word for no connection; a kind of EntryNotFoundError
             raise InputError(f"the hub cannot be reached for {wanted} of {owner}/{repo}; fetch it while online") from error
         except EntryNotFoundError:
@@ -89,3 +92,15 @@ def from_hub(name: str) -> Path:
     for config in CONFIGS:
         get(config)
     return path
+
+
+@contextlib.contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Without the warnings of one logger: each retry is one, and the last failure is said anyway."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

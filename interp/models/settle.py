@@ -80,7 +80,7 @@ def _best(found: Inspection, scores: Mapping[str, tuple[Score, Card]], batch: Ba
     if wilson(top.right, top.n).low <= 1 / card.num_classes:
         raise InputError(
             f"{found.path}: none of {len(order)} candidates is clearly better than chance on {len(batch)} labelled images "
-            f"({said}). Give more images, check their labels, or say which: {'; '.join(found.questions())}"
+            f"({said}). Give more images, check their labels, or answer yourself: {'; '.join(found.questions())}"
         )
     note = f"settled on {len(batch)} labelled images (accuracy: {said}): {best}"
     log.warning("%s: %s", found.path.name, note)
