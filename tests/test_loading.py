@@ -220,6 +220,11 @@ def test_labelled_images_settle_the_normalisation(model_test: Path, samples: Bat
     assert accuracy >= 0.9
 
 
+def test_images_name_the_classes_of_a_file_that_does_not(model_test: Path, samples: Batch) -> None:
+    assert interp.load(model_test, normalise="none").card.labels == ()
+    assert interp.load(model_test, normalise="none", images=samples).card.labels == samples.classes
+
+
 def test_without_images_or_normalisation_nothing_is_guessed(model_test: Path, samples: Batch) -> None:
     for images in (None, Batch(samples.images[:1], torch.tensor([-1]))):
         with pytest.raises(

@@ -73,7 +73,7 @@ def load_as(spec: str | Path, said: Said, *, images: Batch | None = None) -> Mod
         cost(described.arch, json.dumps(described.arch_args, sort_keys=True), described.num_classes, said.size)
     fill = partial(_fill, found)
     if found.settled:
-        model = fill(found.describe())
+        model = fill(_labelled(found.describe(), images))
         if images is not None and not (found.card and found.card.sha256):
             _check(model, images)
         return model
@@ -128,6 +128,13 @@ def _fill(found: Inspection, card: Card) -> Model:
     counters = {k: v for k, v in net.state_dict().items() if k.endswith(COUNTED) and k not in tensors}
     net.load_state_dict(tensors | counters)
     return Model(net, card)
+
+
+def _labelled(card: Card, images: Batch | None) -> Card:
+    """A card without names of its classes takes those of images that have as many."""
+    if images is None or card.labels or len(images.classes) != card.num_classes:
+        return card
+    return dataclasses.replace(card, labels=images.classes)
 
 
 def _check(model: Model, images: Batch) -> None:
