@@ -5,6 +5,7 @@ What a file is, `inspect` finds out; what stays open is taken from the caller, o
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import json
 import logging
