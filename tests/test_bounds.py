@@ -201,3 +201,12 @@ def test_numbers_beyond_single_precision_and_negative_variances_are_refused(tmp_
         torch.save({k: torch.full_like(v, value) if k == key else v for k, v in weights.items()}, tmp_path / "m.pt")
         with pytest.raises(InputError, match=says):
             interp.load(tmp_path / "m.pt", normalise="none")
+
+
+def test_names_beside_the_network_are_told_and_printable(tmp_path: Path) -> None:
+    weights = {f"model.{k}": v for k, v in build("resnet_cifar", num_classes=10).state_dict().items()}
+    content = {"pytorch-lightning_version": "2", "state_dict": weights | {"loss\x1b[2J.weight": torch.ones(2)}}
+    torch.save(content, tmp_path / "m.ckpt")
+    found = inspect(tmp_path / "m.ckpt", Said(normalise="none"))
+    assert "model.* was taken; the LightningModule also holds loss" in found.weights.notes[0]
+    assert all(name.isprintable() for name in found.weights.dropped) and len(found.weights.dropped) == 1

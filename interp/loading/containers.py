@@ -65,9 +65,18 @@ def from_lightning(found: Weights) -> Weights:
         raise InputError(f"the Lightning file's state_dict holds {_kind(weights)}; expected names with tensors")
     inside = next((p for p in ("model.", "net.", "network.", "backbone.") if any(str(k).startswith(p) for k in weights)), None)
     kept = {k: v for k, v in weights.items() if inside is None or str(k).startswith((inside, *EMA_PREFIXES))}
-    dropped = {str(k): f"beside the network ({inside}*) in the LightningModule" for k in weights if k not in kept}
+    others = sorted({printable(str(k).partition(".")[0]) for k in weights if k not in kept})
+    notes = (
+        (*found.notes, f"{inside}* was taken; the LightningModule also holds {', '.join(others[:5])}") if others else found.notes
+    )
+    dropped = {printable(str(k)): f"beside the network ({inside}*) in the LightningModule" for k in weights if k not in kept}
     return found.then(
-        "Lightning", "took state_dict", content=kept, dropped=found.dropped | dropped, facts=found.facts | _facts(found.content)
+        "Lightning",
+        "took state_dict",
+        content=kept,
+        dropped=found.dropped | dropped,
+        facts=found.facts | _facts(found.content),
+        notes=notes,
     )
 
 
@@ -165,7 +174,7 @@ def from_mixed(found: Weights) -> Weights:
         raise InputError(
             f"{unread[0]} and {len(unread) - 1} more are sparse, quantised or of another unread kind ({kind}); save them dense"
         )
-    dropped = {str(k): f"not a tensor ({_kind(v)})" for k, v in found.content.items() if k not in kept}
+    dropped = {printable(str(k)): f"not a tensor ({_kind(v)})" for k, v in found.content.items() if k not in kept}
     return found.then(
         "bare state dict", "", content=kept, dropped=found.dropped | dropped, facts=found.facts | _facts(found.content)
     )

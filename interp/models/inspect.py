@@ -28,7 +28,7 @@ from interp.models.answers import (
 from interp.models.build import resolve
 from interp.models.catalogue import catalogue
 from interp.models.fits import COUNTED, architecture_of, choice_of, flags_of, key_of, skeleton
-from interp.models.hub import CONFIGS, beside, file_in
+from interp.models.hub import CONFIGS, WEIGHTS, beside, file_in
 from interp.models.known import known_card
 from interp.models.normalise import NORMALISERS, Normaliser, name_of
 from interp.types import Card, InputError, Preprocess
@@ -39,8 +39,8 @@ class Inspection:
     """All that was found out about one file.
 
     fits: architectures that every name and shape fits; arch is the one taken, None while several are open. normaliser, size,
-    channels, threat likewise. card: the known card of exactly this file, beside it or in the catalogue. filled: counters the
-    file lacks. parameters, macs: of one image, counted without weights.
+    channels, threat likewise. card: the known card of this file, with it or in the catalogue. filled: counters the file lacks.
+    Printed, it is the text of `interp inspect`.
     """
 
     path: Path
@@ -102,7 +102,7 @@ class Inspection:
         preprocess = Preprocess(size, resize, base.interpolation, mean, std, channels)
         same = self.card if self.card is not None and self.card.num_classes == self.classes else None
         return Card(
-            id=same.id if same else self.path.name.split(".")[0],
+            id=same.id if same else self._name(),
             arch=chosen.arch,
             num_classes=self.classes,
             preprocess=preprocess,
@@ -114,6 +114,10 @@ class Inspection:
             training=same.training if same else "",
             threat=self.threat.value if self.threat else None,
         )
+
+    def _name(self) -> str:
+        """The file's stem; of a hub's folder, whose files are all called alike, the folder's name."""
+        return self.path.resolve().parent.name if self.path.name in WEIGHTS else self.path.name.split(".")[0]
 
     def _as_its_card(self) -> bool:
         """Whether every answer is the known card's own."""
