@@ -13,12 +13,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save
+from timm.models import save_for_hf
 
 import interp
 from interp.cli import main
 from interp.models import catalogue as module
+from interp.models.build import build
 from interp.models.catalogue import Entry, catalogue
 from interp.models.fetch import fetch, fetch_entry, fetch_folder, on_disk, place
+from interp.models.hub import from_hub
+from interp.models.inspect import inspect
 from interp.models.model import Model
 from interp.types import Card, InputError, Preprocess
 
@@ -250,6 +254,23 @@ def test_the_hub_is_read_by_its_own_client(host: Host, tmp_path: Path, monkeypat
     assert ("GET", "/whole/repo/resolve/main/model.safetensors", None, 200) in host.seen
     with pytest.raises(InputError, match=r"zoo:a/B_1.5: the hub .*\. By hand: save https://huggingface.co/missing/repo/"):
         fetch_entry(Entry(CARD, "hf-hub:missing/repo", "model.safetensors", "cifar10"), folder=tmp_path / "other", progress=False)
+
+
+def test_a_repository_of_the_hub_loads_with_its_configuration(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = build("resnet18", num_classes=10).eval()
+    save_for_hf(net, tmp_path / "saved", safe_serialization=True)
+    monkeypatch.setenv("HF_ENDPOINT", host.url)
+    for file in (tmp_path / "saved").iterdir():
+        host.files[f"/whole/net/resolve/main/{file.name}"] = file.read_bytes()
+    host.files["/whole/net/resolve/main/preprocessor_config.json"] = b"{}"
+    path = from_hub("whole/net", cache=tmp_path / "cache")
+    found = inspect(path)
+    assert path.name == "model.safetensors" and found.settled
+    assert found.normaliser is not None and "config.json" in found.normaliser.source
+    with pytest.raises(InputError, match=r"missing/net"):
+        from_hub("missing/net", cache=tmp_path / "cache")
 
 
 def test_without_gdown_the_message_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,14 @@ def test_training_options_answer_what_shapes_cannot(tmp_path: Path) -> None:
     assert interp.load(tmp_path / "best.pth.tar").robust
 
 
+def test_timms_training_without_a_mean_takes_the_models_own(tmp_path: Path) -> None:
+    wrappers.timm_training(network("mobilevit_xxs", {}), tmp_path / "m.pth.tar", arch="mobilevit_xxs", said=False)
+    found = inspect(tmp_path / "m.pth.tar")
+    assert found.normaliser is not None and found.normaliser.value == NORMALISERS["none"]  # MobileViT's, as Apple trained it
+    assert found.normaliser.source.startswith("timm's own for mobilevit_xxs, since")
+    assert found.settled and found.weights.copies == "ema"
+
+
 def test_the_callers_word_comes_first_and_a_contradiction_is_said(tmp_path: Path) -> None:
     wrappers.robustbench(network("resnet18", {}), tmp_path / "m.pt")
     own = inspect(tmp_path / "m.pt", Said(arch="resnet18"))

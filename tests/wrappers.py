@@ -55,8 +55,12 @@ def bare(net: nn.Module, path: Path) -> None:
     torch.save(net.state_dict(), path)
 
 
-def timm_training(net: nn.Module, path: Path, *, arch: str = "") -> None:
-    """huggingface/pytorch-image-models, timm/utils/checkpoint_saver.py: args is a Namespace, EMA beside the raw weights."""
+def timm_training(net: nn.Module, path: Path, *, arch: str = "", said: bool = True) -> None:
+    """huggingface/pytorch-image-models, timm/utils/checkpoint_saver.py: args is a Namespace, EMA beside the raw weights.
+
+    said: --mean and --std were given; by default they are None.
+    """
+    mean, std = (list(v) for v in IMAGENET) if said else (None, None)
     torch.save(
         {
             "epoch": 12,
@@ -64,7 +68,7 @@ def timm_training(net: nn.Module, path: Path, *, arch: str = "") -> None:
             "state_dict": net.state_dict(),
             "optimizer": optimiser(net),
             "version": 2,
-            "args": argparse.Namespace(model=arch, mean=list(IMAGENET[0]), std=list(IMAGENET[1]), lr=0.1, device="cuda:0"),
+            "args": argparse.Namespace(model=arch, mean=mean, std=std, lr=0.1, device="cuda:0"),
             "state_dict_ema": averaged(net),
             "metric": np.float64(71.2),
         },

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from interp.loading.weights import Weights
-from interp.models.build import BUILDERS
+from interp.models.build import BUILDERS, is_known
 from interp.models.known import Known
 from interp.models.normalise import from_options, name_of, normaliser
 from interp.types import Preprocess, Threat
@@ -61,7 +61,23 @@ def normaliser_of(weights: Weights, facts: Facts, said: Said, known: Known | Non
             warnings.append(f"{said_by}, but the file holds a normaliser with {name_of(inside)}: it is used")
         return Answer(inside, "the file's own normaliser")
     options = from_options(facts.values)
-    return _first(known, carded, Answer(options, facts.source) if options else None)
+    stored = Answer(options, facts.source) if options else _of_timm(facts)
+    return _first(known, carded, stored)
+
+
+def _of_timm(facts: Facts) -> Answer | None:
+    """timm's training without --mean normalises as the named model's configuration says (timm.data.resolve_data_config)."""
+    import timm
+
+    name = facts.values.get("model")
+    if "mean" not in facts.values or facts.values["mean"] is not None or not isinstance(name, str) or not is_known(name):
+        return None
+    if "normalize_model" in facts.values or not timm.is_model(name):
+        return None  # not timm's training
+    cfg = timm.get_pretrained_cfg(name)
+    return (
+        Answer((tuple(cfg.mean), tuple(cfg.std)), f"timm's own for {name}, since {facts.source} leave mean open") if cfg else None
+    )
 
 
 def size_of(facts: Facts, said: Said, known: Known | None, arch: Answer | None) -> Answer | None:

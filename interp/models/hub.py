@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,10 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def from_hub(name: str) -> Path:
+def from_hub(name: str, *, cache: Path | None = None) -> Path:
     """The weights of a hub repository ('OWNER/REPO' or 'OWNER/REPO/FILE') in the hub's cache, its configuration beside them.
 
-    Raises InputError where the hub cannot be reached or has no such weights.
+    cache: another folder than the hub's usual cache. Raises InputError where the hub cannot be reached or has no such weights.
     """
     owner, _, rest = name.partition("/")
     repo, _, file = rest.partition("/")
@@ -75,10 +76,12 @@ def from_hub(name: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
+    endpoint = os.environ.get("HF_ENDPOINT")
+
     def get(wanted: str) -> Path | None:
         try:
             with quiet("huggingface_hub"):
-                return Path(hf_hub_download(f"{owner}/{repo}", wanted))
+                return Path(hf_hub_download(f"{owner}/{repo}", wanted, cache_dir=cache, endpoint=endpoint))
         except LocalEntryNotFoundError as error:  # the client's word for no connection; a kind of EntryNotFoundError
             raise InputError(f"the hub cannot be reached for {wanted} of {owner}/{repo}; fetch it while online") from error
         except EntryNotFoundError:
