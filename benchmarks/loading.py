@@ -49,7 +49,6 @@ def fresh(path: Path) -> str:
 def files(folder: Path) -> dict[str, tuple[Path, Callable[[Path], Any]]]:
     """Name → file, and how torch (or safetensors) itself reads it."""
     weights = timm.create_model("xcit_small_12_p16_224").state_dict()
-    plain = {"weights_only": True, "map_location": "cpu"}
     torch.save(weights, folder / "bare.pt")
     both = {f"module.model.{k}": v for k, v in weights.items()}
     both |= {f"module.attacker.model.{k}": v.clone() for k, v in weights.items()}
@@ -59,10 +58,10 @@ def files(folder: Path) -> dict[str, tuple[Path, Callable[[Path], Any]]]:
 
     def allowed(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):  # which the weights-only reader refuses otherwise
-            return torch.load(path, **plain)
+            return torch.load(path, map_location="cpu", weights_only=True)
 
     return {
-        "torch zip, bare": (folder / "bare.pt", lambda p: torch.load(p, **plain)),
+        "torch zip, bare": (folder / "bare.pt", lambda p: torch.load(p, map_location="cpu", weights_only=True)),
         "torch legacy, two copies, refused globals": (folder / "legacy.pt", allowed),
         "safetensors": (folder / "bare.safetensors", load_file),
     }
