@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from timm.models import save_for_hf
-from transformers import MobileViTConfig, MobileViTForImageClassification, MobileViTImageProcessor
+from transformers import (
+    MobileViTConfig,
+    MobileViTForImageClassification,
+    MobileViTImageProcessor,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 import interp
 from interp.models.hub import beside, from_hub
@@ -50,6 +56,19 @@ def test_a_transformers_folder_says_size_colours_and_normalisation(tmp_path: Pat
     rounded = (x * 255).round() / 255
     with torch.no_grad():
         assert torch.allclose(model(rounded), original(pixels).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1e-3])
+def test_the_eps_of_transformers_layer_norms_is_kept(eps: float, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = ViTConfig(hidden_size=192, num_attention_heads=3, intermediate_size=768, num_labels=10, layer_norm_eps=eps)
+    original = ViTForImageClassification(config).eval()
+    original.save_pretrained(tmp_path)
+    model = interp.load(tmp_path, normalise="none")  # the folder will do
+    assert model.card.arch_args["layer_norm_eps"] == eps and model.card.id == tmp_path.name
+    x = torch.rand(1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.allclose(model(x), original(x).logits, atol=1e-5)
 
 
 def test_a_damaged_configuration_is_named(tmp_path: Path) -> None:

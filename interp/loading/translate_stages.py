@@ -62,8 +62,8 @@ _FACEBOOK_CONVNEXT = rules(
     (r"%head%\.(?P<p>weight|bias)", "{head}.{p}"),
 )
 _SWIN_EPS = (
-    "LayerNorm's eps is not in the file: Microsoft and timm have 1e-5, RobustBench's MIMIR models 1e-6, which timm's Swin cannot "
-    "be told; it moves logits by 1e-6 of the largest with activations of size 1, by 5e-5 with untrained weights"
+    "LayerNorm's eps is not in the file: 1e-5 as Microsoft and timm have it; RobustBench's MIMIR models have 1e-6, "
+    "say --arch-arg layer_norm_eps=1e-6 for them"
 )
 
 

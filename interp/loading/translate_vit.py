@@ -14,10 +14,7 @@ from torch import Tensor
 
 from interp.loading.translate_rules import Translation, has, rules, translate
 
-_HF_EPS = (
-    "transformers' ViT and DeiT take layer_norm_eps from config.json (1e-12 unless changed), timm has 1e-6 and cannot be told "
-    "otherwise; it moves logits by 2e-7 of the largest with activations of size 1, by 2e-4 with untrained weights"
-)
+_HF_EPS = "LayerNorm's eps is transformers' 1e-12 unless config.json beside the file says another"
 _HF_WORDS = {
     "model": {"vit": "", "deit": ""},
     "qkv": {
@@ -93,7 +90,7 @@ def from_hf_vit(tensors: Mapping[str, Tensor]) -> Translation:
 
     A DeiT with a distillation token but one head reads the class token alone: for timm, a ViT with one register token.
     """
-    args: dict[str, Any] = {}
+    args: dict[str, Any] = {"layer_norm_eps": 1e-12}
     table = _HF + _TWO_HEADS
     if "deit.embeddings.distillation_token" in tensors and "distillation_classifier.weight" not in tensors:
         args["reg_tokens"], table = 1, _HF + _ONE_HEAD

@@ -132,6 +132,7 @@ def nearest(arch: str) -> list[str]:
 def build(arch: str, *, num_classes: int, arch_args: dict[str, Any] | None = None) -> nn.Module:
     """A network with random weights: one of ours by name, an alias, or any of timm's.
 
+    layer_norm_eps, which timm's constructors cannot be told, is an argument of all: the ε of every LayerNorm.
     Raises InputError where the name is unknown (naming the nearest ones) or an argument does not fit.
     """
     name, args = resolve(arch, arch_args)
@@ -139,14 +140,21 @@ def build(arch: str, *, num_classes: int, arch_args: dict[str, Any] | None = Non
         raise InputError(f"no architecture is called {arch!r}; the nearest names are {', '.join(nearest(arch)) or 'none'}")
     if reason := out_of_bounds(args, num_classes):
         raise InputError(f"architecture {arch!r} is not built with {reason}")
+    eps = args.pop("layer_norm_eps", None)
     try:
         if name in BUILDERS:
-            return BUILDERS[name](num_classes=num_classes, **args)
-        import timm
+            net = BUILDERS[name](num_classes=num_classes, **args)
+        else:
+            import timm
 
-        return timm.create_model(name, num_classes=num_classes, **args)
+            net = timm.create_model(name, num_classes=num_classes, **args)
     except InputError:
         raise
     except Exception as error:  # constructors raise many kinds on arguments that make no network
         first = str(error).partition("\n")[0]
         raise InputError(f"architecture {arch!r} does not take these arguments: {args} ({first})") from error
+    if eps is not None:
+        for module in net.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.eps = float(eps)
+    return net

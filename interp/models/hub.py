@@ -30,6 +30,7 @@ def beside(path: Path) -> dict[str, Any]:
     cfg = config.get("pretrained_cfg")
     if isinstance(cfg, Mapping):
         facts = {k: cfg[k] for k in ("mean", "std", "input_size") if k in cfg} | {"architecture": config.get("architecture")}
+    facts |= {"layer_norm_eps": config.get("layer_norm_eps")}
     if processor and processor.get("do_rescale", True) is True:
         facts |= _of_processor(processor)
     return {k: v for k, v in facts.items() if v is not None}

@@ -8,7 +8,7 @@ it is asked for, or settled on labelled images (`settle`), never guessed.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from interp.loading.candidate import Candidate
@@ -153,6 +153,9 @@ def inspect(path: str | Path, said: Said | None = None) -> Inspection:
     configured = beside(path)
     source = f"{' and '.join(CONFIGS)} beside the file" if configured else "the file's training options"
     facts = Facts(configured | weights.facts, source)
+    eps = facts.values.get("layer_norm_eps")
+    if "layer_norm_eps" in weights.arch_args and isinstance(eps, float):
+        weights = replace(weights, arch_args=weights.arch_args | {"layer_norm_eps": eps})
     warnings = list(contents.warnings)
     arch, fits = architecture_of(path, weights, facts, said, known, warnings)
     classes = (arch.value if arch else fits[0]).num_classes
