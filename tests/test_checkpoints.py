@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,13 @@ def test_three_pairs_of_twins_are_shipped_and_stay_small() -> None:
     assert len(CARDS) == 6
     assert len(TWINS) == 3
     assert sum(p.stat().st_size for p in (ROOT / "checkpoints").iterdir()) < 32 * 2**20
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda c: c.id)
+def test_a_copy_without_its_card_is_known_by_its_bytes(card: Card, tmp_path: Path) -> None:
+    copy = tmp_path / "renamed.safetensors"
+    shutil.copy(ROOT / "checkpoints" / card.weights, copy)
+    assert interp.load(copy).digest == interp.load(card.id).digest
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda c: c.id)

@@ -66,10 +66,10 @@ def architecture_of(
         name = facts.values.get(key)
         if not isinstance(name, str) or not is_known(name):
             continue
-        own = _told(name, weights.arch_args, classes)
-        if not misfit(weights, own):
+        own = _named(name, weights, classes)
+        if own is not None:
             return Answer(own, f"{facts.source} ({key} = {name!r})"), (own,)
-        if alike := [c for c in found if c.arch == own.arch]:
+        if alike := [c for c in found if c.arch == resolve(name)[0]]:
             found = alike
         else:
             warnings.append(f"the file calls itself {name}, which its weights do not fit; the shapes were believed")
@@ -82,6 +82,15 @@ def architecture_of(
     if not fits:
         raise InputError(_nothing_fits(path, weights, found, classes))
     return (Answer(fits[0], "names and shapes, which fit nothing else known") if len(fits) == 1 else None), fits
+
+
+def _named(name: str, weights: Weights, classes: int) -> Candidate | None:
+    """The architecture of that name, None where the weights do not fit it without further arguments."""
+    try:
+        own = _told(name, weights.arch_args, classes)
+        return None if misfit(weights, own) else own
+    except InputError:  # it is not built without arguments, which a name alone does not give
+        return None
 
 
 def _rows_of(weights: Weights, arch: str | None) -> int:
