@@ -24,7 +24,7 @@ from interp.models.model import Model
 from interp.models.normalise import NORMALISERS, name_of, normaliser
 from interp.models.settle import doubt
 from interp.types import Batch, Card, InputError
-from tests import wrappers
+from tests import wrappers, writers
 from tests.test_origins import network
 
 SHIPPED = Path(__file__).parents[1] / "checkpoints"
@@ -202,6 +202,22 @@ def test_labelled_images_settle_architecture_and_normalisation(samples: Batch, t
     assert model.card.arch == "xcit_p4" and "settled on 20 labelled images (accuracy: xcit_p4" in model.card.origin
     right = [(m(samples.images).argmax(1) == samples.labels).float().mean() for m in (model, original)]
     assert right[0] >= right[1] >= 0.5
+
+
+def test_labelled_images_settle_the_order_of_colours(tmp_path: Path) -> None:
+    """Labels are what the network itself says of images in the order blue, green, red; each image has a colour of its own."""
+    net = network("mobilevitv2_050", {})
+    random = torch.Generator().manual_seed(3)
+    x = torch.rand(48, 3, 1, 1, generator=random) + 0.3 * torch.rand(48, 3, 64, 64, generator=random)
+    x = x.clamp(0, 1)
+    with torch.no_grad():
+        net.head.fc.bias -= net(x.flip(1)).mean(0)  # so that no class wins everywhere
+        labels = net(x.flip(1)).argmax(1)
+    torch.save(writers.cvnets_mobilevit(net, 2), tmp_path / "m.pt")
+    with pytest.raises(InputError, match=r"disagree on the order of colours; say --channels rgb\|bgr"):
+        interp.load(tmp_path / "m.pt", normalise="none", size=64)
+    model = interp.load(tmp_path / "m.pt", normalise="none", size=64, images=Batch(x, labels))
+    assert model.card.preprocess.channels == "bgr" and "bgr 100%" in model.card.origin
 
 
 def test_images_of_no_open_size_are_refused_with_the_sizes(tmp_path: Path) -> None:
