@@ -18,6 +18,7 @@ from interp.loading.weights import EMA_PREFIXES, Weights
 RAW = ("state_dict", "model", "net", "model_state_dict", "weights", "params", "network", "module", "model_state")
 EMA = ("state_dict_ema", "model_ema", "ema", "ema_state_dict", "ema_model_state_dict", "ema_model", "model_ema_state_dict")
 OPTIONS = ("args", "hyper_parameters", "hparams", "config", "opt")
+ACTIVATIONS = frozenset({"relu", "gelu", "silu"})
 MODULES = 20_000  # of a pickled network, which may share and repeat its parts
 
 
@@ -28,19 +29,24 @@ def is_pickled_module(content: Any) -> bool:
 
 def from_pickled_module(found: Weights) -> Weights:
     """The tensors of a pickled module and its children, named as its state_dict() would name them."""
-    return found.then(
-        f"pickled module ({found.content.name})", "read a pickled module's tensors", content=_module_tensors(found.content)
-    )
+    tensors, classes = _module_tensors(found.content)
+    used = classes & ACTIVATIONS
+    facts = found.facts | ({"activation": used.pop()} if len(used) == 1 else {})
+    name = f"pickled module ({found.content.name})"
+    return found.then(name, "read the tensors of a pickled module", content=tensors, facts=facts)
 
 
-def _module_tensors(module: Any, prefix: str = "") -> dict[str, Tensor]:
+def _module_tensors(module: Any, prefix: str = "") -> tuple[dict[str, Tensor], set[str]]:
+    """The tensors by name, and the classes of all modules, in small letters without their packages."""
     tensors: dict[str, Tensor] = {}
+    classes: set[str] = set()
     left = [(module, prefix)]
     for _ in range(MODULES):
         if not left:
-            return tensors
+            return tensors, classes
         here, prefix = left.pop(0)
         state = _mapping(here.state) if isinstance(here, Stub) else {}
+        classes.add(here.name.rpartition(".")[2].lower() if isinstance(here, Stub) else "")
         silent = state.get("_non_persistent_buffers_set")
         silent = silent if isinstance(silent, (set, frozenset, list, tuple)) else ()
         own = _mapping(state.get("_parameters")) | {k: v for k, v in _mapping(state.get("_buffers")).items() if k not in silent}

@@ -76,6 +76,8 @@ def architecture_of(
     if known is not None:
         return _of_card(path, weights, known)
     shaped = [c for c in found if not misfit(weights, c)]
+    if (used := facts.values.get("activation")) in {c.choice.get("activation") for c in shaped}:  # a pickled module shows it
+        shaped = [c for c in shaped if c.choice.get("activation") == used]
     fits = tuple(c for c in shaped if all(c.arch_args.get(k) == v for k, v in said.arch_args.items()))
     if shaped and not fits:
         raise InputError(f"{path} fits {' | '.join(map(flags_of, shaped))}, none with {dict(said.arch_args)}; say --arch too")
