@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from interp.models.answers import Said
-from interp.models.describe import as_text, cost
+from interp.models.describe import as_text, counted
 from interp.models.fits import skeleton
 from interp.models.inspect import inspect
 
@@ -42,7 +42,7 @@ def best(run: Callable[[], object], times: int = 5) -> float:
 def fresh(path: Path) -> str:
     """What `interp inspect` prints, the architecture built and counted anew."""
     skeleton.cache_clear()
-    cost.cache_clear()
+    counted.cache_clear()
     return as_text(inspect(path, SAID))
 
 

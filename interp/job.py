@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from interp import study
-from interp.attention.layout import LAYOUTS
 from interp.data.source import images
 from interp.models.answers import Said
 from interp.models.inspect import inspect
@@ -66,19 +65,15 @@ def _page(
     notes: Callable[[dict[str, Result]], list[str]],
 ) -> Path:
     plan = plan or study.main_plan(labelled=not bool((batch.labels < 0).any()))
-    unread = sorted({m.family for m in models} - LAYOUTS.keys())
-    if unread:
-        plan = [a for a in plan if a.kind != "attention"]
     results = study.run(models, batch, plan, folder / "results")
     table = [_row(m, results.get("accuracy"), i) for i, m in enumerate(models)]
-    missing = [f"Attention is left out: how {', '.join(unread)} attends is not known here yet."] if unread else []
-    return write(results, folder, title=title, models=table, notes=[*notes(results), *missing])
+    return write(results, folder, title=title, models=table, notes=notes(results))
 
 
 def images_for(checkpoint: str, source: str, *, n: int | None = None, said: Said | None = None) -> Batch:
     """Images prepared as the checkpoint asks; where its size is open they must have the right one already."""
     if checkpoint.startswith("timm:"):
-        return images(source, n=n, preprocess=load(checkpoint).card.preprocess)
+        return images(source, n=n, preprocess=load_as(checkpoint, said or Said()).card.preprocess)
     found = inspect(locate(checkpoint), said)
     return images(source, n=n, preprocess=found.describe().preprocess if found.size else None)
 

@@ -119,7 +119,7 @@ def _first(known: Known | None, carded: Any, stored: Answer | None) -> Answer | 
     return stored
 
 
-def threat_of(weights: Weights, facts: Facts, known: Known | None) -> Answer | None:
+def threat_of(facts: Facts, known: Known | None) -> Answer | None:
     """What the model was trained to withstand.
 
     vits-robustness-torch gives attack_eps in 1/255 (src/setup_task.py); its first commands gave fractions of 1.

@@ -13,7 +13,7 @@ from interp.models.answers import Answer
 from interp.models.build import build
 from interp.models.inspect import Inspection
 from interp.models.normalise import name_of
-from interp.types import InputError
+from interp.types import Card, InputError
 
 SHOWN = 6  # names of each kind, before '… and N more'
 
@@ -31,7 +31,7 @@ def _lines(name: str, value: str | list[str]) -> list[tuple[str, str]]:
 def _rows(found: Inspection) -> list[tuple[str, str | list[str]]]:
     c, w, card = found.contents, found.weights, found.describe()
     p = card.preprocess
-    count, work = cost(card.arch, json.dumps(card.arch_args, sort_keys=True), card.num_classes, card.preprocess.size)
+    count, work = cost(card)
     rows: list[tuple[str, str | list[str]]] = [
         ("file", f"{c.path} ({c.size / 1e6:.1f} MB)"),
         ("sha256", c.sha256),
@@ -124,7 +124,7 @@ def _threat(found: Inspection) -> str:
 def as_json(found: Inspection) -> dict[str, Any]:
     """The same for programs; nothing shortened."""
     c, w, card = found.contents, found.weights, found.describe()
-    count, work = cost(card.arch, json.dumps(card.arch_args, sort_keys=True), card.num_classes, card.preprocess.size)
+    count, work = cost(card)
 
     def plain(answer: Answer | None) -> dict[str, Any] | None:
         return {"value": answer.value, "from": answer.source} if answer else None
@@ -168,9 +168,17 @@ def _candidate(c: Candidate) -> dict[str, Any]:
     return {"arch": c.arch, "arch_args": c.arch_args, "choice": c.choice, "evidence": list(c.evidence)}
 
 
+def cost(card: Card) -> tuple[int, int]:
+    """Parameters and multiply-accumulates of one image, without memory for either (half of torch's FLOP count).
+
+    Raises InputError where the architecture does not take images of the card's size.
+    """
+    return counted(card.arch, json.dumps(card.arch_args, sort_keys=True), card.num_classes, card.preprocess.size)
+
+
 @lru_cache(maxsize=64)
-def cost(arch: str, args: str, classes: int, size: int) -> tuple[int, int]:
-    """Parameters and multiply-accumulates of one image, without memory for either (half of torch's FLOP count)."""
+def counted(arch: str, args: str, classes: int, size: int) -> tuple[int, int]:
+    """`cost`, of what can be remembered."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with torch.device("meta"):

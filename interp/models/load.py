@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import logging
 import os
 from functools import partial
@@ -70,8 +69,7 @@ def load_as(spec: str | Path, said: Said, *, images: Batch | None = None) -> Mod
     for warning in (*found.warnings, *found.weights.notes):
         log.warning("%s: %s", path.name, warning)
     if said.size is not None:
-        described = found.describe()
-        cost(described.arch, json.dumps(described.arch_args, sort_keys=True), described.num_classes, said.size)
+        cost(found.describe())  # refuses a size that the architecture does not take
     fill = partial(_fill, found)
     if found.settled:
         model = fill(_labelled(found.describe(), images))
