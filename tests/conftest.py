@@ -68,8 +68,8 @@ def published(tmp_path_factory: pytest.TempPathFactory, samples: Batch) -> Path:
     """Two tiny XCiT twins as `publish` writes them; read-only, see `checkpoints`."""
     folder = tmp_path_factory.mktemp("published")
     arch, args = TINY["xcit"]
-    linf = Recipe("tiny_linf", arch, args, preprocess=CIFAR10_PREPROCESS, eps=8 / 255)
-    for seed, recipe in enumerate((linf, dataclasses.replace(linf, id="tiny_standard", eps=0.0))):
+    linf = Recipe("tiny_linf", arch, args, preprocess=CIFAR10_PREPROCESS, objective="pgd", eps=8 / 255)
+    for seed, recipe in enumerate((linf, dataclasses.replace(linf, id="tiny_standard", objective="standard", eps=0.0))):
         publish(seeded(arch, args, seed), recipe, samples[:4], folder=folder, attacked=2)
     return folder
 

@@ -30,6 +30,8 @@ LAYER = {
     "attributes": 5,
     "study": 6,
     "publish": 7,
+    "train_job": 7,
+    "ablation": 7,
     "job": 7,
     "cli": 7,
     "interp": 7,

@@ -1,20 +1,24 @@
-"""Training: the schedule's corners, an augmentation that only moves pixels, a run that learns, a checkpoint that reloads."""
+"""Training: a run that learns, stops and goes on; fine-tuning; a checkpoint that reloads."""
 
 from __future__ import annotations
 
-import csv
 import dataclasses
+import os
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 import interp
 from interp.attacks.pgd import PGD, attack
+from interp.data.source import Pixels
 from interp.loading.detect import num_classes
 from interp.loading.read import read, sha256_of
 from interp.models.build import build
@@ -22,142 +26,60 @@ from interp.models.model import Model
 from interp.publish import as_text, checkpoint_table, publish
 from interp.robustness.accuracy import correct
 from interp.stats import wilson
-from interp.training.augment import crop_and_flip
-from interp.training.loop import Schedule, load_weights, train
+from interp.training.loop import Diverged, train
 from interp.training.recipe import Recipe
+from interp.training.record import read_state, rows_of
+from interp.training.start import fill
+from interp.training.trainer import Trainer
 from interp.types import Batch, Card, InputError, Preprocess
 
-RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
+RECIPES = [p for p in sorted((Path(__file__).parents[1] / "recipes").glob("*.toml")) if p.stem != "ablation"]
 RESNET = {"width": 4, "stem_stride": 2, "output_stride": 16}
+SMALL = {"depth": 18, "width": 8, "stem_stride": 2}
 QUICK = Recipe(
     "quick",
-    "resnet50_32",
-    RESNET,
+    "resnet_32",
+    SMALL,
     num_classes=2,
     preprocess=Preprocess(32, 32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25)),
     epochs=4,
     batch_size=16,
     lr=5e-3,
+    lr_warmup=0.4,
     ema=0.5,
 )
+ROBUST = dataclasses.replace(QUICK, objective="pgd", eps=8 / 255, step_size=1.25, eps_period=0.5)
 
 
-def dark_and_bright(n: int = 64) -> tuple[Tensor, Tensor]:
-    """Noise whose class is its mean brightness, as uint8."""
+def dark_and_bright(n: int = 64) -> Pixels:
+    """Noise whose class is its mean brightness."""
     g = torch.Generator().manual_seed(0)
     labels = torch.arange(n) % 2
     noise = torch.randint(0, 100, (n, 3, 32, 32), generator=g)
-    return (noise + 140 * labels.view(-1, 1, 1, 1)).to(torch.uint8), labels
+    pixels = (noise + 140 * labels.view(-1, 1, 1, 1)).to(torch.uint8)
+    return Pixels(pixels, labels, tuple(map(str, range(n))), ("dark", "bright"))
 
 
 def run(recipe: Recipe = QUICK, **how: Any) -> nn.Module:
-    return train(recipe, *dark_and_bright(), **how)
+    return train(recipe, dark_and_bright(), **how)
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
     return all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
 
 
-def test_the_schedule_rises_to_one_and_falls_to_zero() -> None:
-    s = Schedule(0.25, 0.5)
-    assert [s.lr(t) for t in (0, 0.125, 0.25)] == [0, 0.5, 1]
-    assert s.lr(0.625) == pytest.approx(0.5) and s.lr(1) == pytest.approx(0)
-    assert [s.eps(t) for t in (0, 0.25, 0.5, 0.75, 1)] == [0, 0.5, 1, 1, 1]
-    falling = [s.lr(0.25 + 0.75 * i / 20) for i in range(21)]
-    assert falling == sorted(falling, reverse=True) and max(falling) == 1
-
-
-def test_without_warm_up_the_schedule_starts_at_its_peak() -> None:
-    s = Schedule(0.0, 0.0)
-    assert s.lr(0) == 1 and s.eps(0) == 1 and s.eps(1) == 1 and s.lr(0.5) == pytest.approx(0.5)
-
-
 def gen(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def test_no_padding_and_no_flip_is_the_image() -> None:
-    x = torch.rand(5, 3, 6, 8, generator=gen())
-    assert torch.equal(crop_and_flip(x, pad=0, flip=False, generator=gen()), x)
-
-
-def test_a_flip_mirrors_about_half_of_the_images_and_changes_no_value() -> None:
-    x = torch.rand(200, 3, 4, 6, generator=gen())
-    out = crop_and_flip(x, pad=0, flip=True, generator=gen(1))
-    kept = (out == x).flatten(1).all(1)
-    assert torch.equal(out[~kept], x[~kept].flip(3)) and 70 < int(kept.sum()) < 130
-
-
-def test_every_crop_is_a_window_of_the_padded_image() -> None:
-    x = torch.rand(60, 3, 5, 7, generator=gen()) + 0.1
-    out = crop_and_flip(x, pad=2, flip=False, generator=gen(1))
-    padded, seen = F.pad(x, (2, 2, 2, 2)), set()
-    assert out.shape == x.shape
-    for i in range(60):
-        at = [(a, b) for a in range(5) for b in range(5) if torch.equal(out[i], padded[i, :, a : a + 5, b : b + 7])]
-        assert len(at) == 1
-        seen.add(at[0])
-    assert {a for a, _ in seen} == {b for _, b in seen} == set(range(5))
-
-
-def test_augmentation_follows_its_generator() -> None:
-    x = torch.rand(9, 3, 8, 8, generator=gen())
-    a, b, c = (crop_and_flip(x, pad=3, flip=True, generator=gen(s)) for s in (4, 4, 5))
-    assert torch.equal(a, b) and not torch.equal(a, c)
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ('id = "a"\narch = "b"\nepoch = 3', r"has the key 'epoch'; did you mean 'epochs'\?"),
-        ('id = "a"\narch = "b"\nzzz = 3', r"has the key 'zzz'; known: \['id', 'arch'"),
-        ('id = "a"\narch = "b"\neps = 8', r"eps is 8; expected .* such as \"8/255\""),
-        ('id = "a"\narch = "b"\neps = "-8/255"', r"eps is -0\.03"),
-        ('id = "a"\narch = "b"\neps = "nan"', "eps is nan"),
-        ('id = "a"\narch = "b"\neps = "eight"', "'eight' is not a number"),
-        ('id = "a"\narch = "b"\nepochs = 0', "epochs and lr must be above 0"),
-        ('id = "a"\narch = "b"\nbatch_size = 1', "batch_size at least 2"),
-        ('id = "a"\narch = "b"\nlr = -1', "lr must be above 0"),
-        ('id = "a"\narch = "b"\nepochs = "3"', "not supported between"),
-        ('id = "a"', "missing 1 required positional argument: 'arch'"),
-        ('id = "a"\narch = "b"\n[preprocess]\nsizes = 3', "sizes"),
-        ("id = ", "is not TOML"),
-        ("\x00\x01", "is not TOML"),
-    ],
-)
-def test_bad_recipes_say_what_is_wrong(text: str, says: str, tmp_path: Path) -> None:
-    (tmp_path / "r.toml").write_text(text, encoding="utf-8")
-    with pytest.raises(InputError, match=says):
-        Recipe.read(tmp_path / "r.toml")
-
-
-def test_a_missing_recipe_and_one_that_is_no_text(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"there is no recipe at .*r\.toml"):
-        Recipe.read(tmp_path / "r.toml")
-    (tmp_path / "r.toml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="is not TOML"):
-        Recipe.read(tmp_path / "r.toml")
-
-
-def test_a_recipe_says_in_words_how_the_weights_are_made(tmp_path: Path) -> None:
-    (tmp_path / "r.toml").write_text(
-        'id = "a"\narch = "b"\neps = "8/255"\nsteps = 3\nstart = "runs/old.safetensors"', encoding="utf-8"
-    )
-    recipe = Recipe.read(tmp_path / "r.toml")
-    assert recipe.threat is not None and recipe.threat.eps == 8 / 255 and recipe.preprocess == Preprocess(32, 32)
-    assert recipe.training.startswith("adversarial, PGD-3") and recipe.training.endswith("from old")
-    standard = dataclasses.replace(recipe, eps=0.0, start="")
-    assert standard.threat is None and standard.training.startswith("standard; 5 epochs, batch 64")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_shipped_recipe_builds_its_network(path: Path) -> None:
     recipe = Recipe.read(path)
-    assert recipe.id == path.stem and (recipe.threat is not None) == ("linf" in recipe.id)
+    assert recipe.id == path.stem and (recipe.threat is None) == recipe.id.endswith("_standard")
     with torch.device("meta"):
         net = build(recipe.arch, num_classes=recipe.num_classes, arch_args=recipe.arch_args)
-    assert 1e6 < sum(p.numel() for p in net.parameters()) < 3e6 or recipe.id.startswith("xcit_nano_d6")
-    assert num_classes(net.state_dict()) == 10
+    assert num_classes(net.state_dict()) == recipe.num_classes
+    assert Recipe.of(tomllib.loads(recipe.to_toml()), "again") == recipe
 
 
 def test_recipes_come_in_twins_that_differ_only_in_how_they_train() -> None:
@@ -169,21 +91,32 @@ def test_recipes_come_in_twins_that_differ_only_in_how_they_train() -> None:
             assert (robust.arch, robust.arch_args, robust.preprocess) == (recipe.arch, recipe.arch_args, recipe.preprocess)
 
 
-@pytest.mark.parametrize("eps", [0.0, 8 / 255])
-def test_training_learns_what_can_be_learned(eps: float, tmp_path: Path) -> None:
-    recipe = dataclasses.replace(QUICK, eps=eps, epochs=7, batch_size=8)
-    images, labels = dark_and_bright()
-    net = train(recipe, images, labels, log=tmp_path / "log.csv")
+@pytest.mark.parametrize("objective", ["standard", "pgd", "trades", "mart", "score"])
+def test_training_learns_what_can_be_learned(objective: str, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(QUICK, objective=objective, eps=8 / 255 * (objective != "standard"), epochs=4, batch_size=8)
+    data = dark_and_bright()
+    watch = Batch(data.pixels[:8] / 255, data.labels[:8])
+    net = train(recipe, data, folder=tmp_path, watch=watch)
     model = Model(net, Card("q", recipe.arch, 2, recipe.preprocess, recipe.arch_args))
-    assert (model(images / 255).argmax(1) == labels).float().mean() > 0.9
-    rows = list(csv.reader((tmp_path / "log.csv").read_text().splitlines()))
-    assert rows[0] == ["step", "loss", "accuracy", "images_per_second"]
-    assert rows[1][0] == "50" and float(rows[1][1]) < 0.69 and len(rows) == 2
+    assert (model(data.pixels / 255).argmax(1) == data.labels).float().mean() > 0.9
     assert not net.training and not any(p.requires_grad for p in net.parameters())
+    rows = rows_of(tmp_path)
+    assert [int(r["step"]) for r in rows] == [8, 16, 24, 32]
+    assert float(rows[-1]["loss"]) < float(rows[0]["loss"]) and float(rows[-1]["accuracy"]) > 0.8
+    assert 1 >= float(rows[-1]["clean"]) >= float(rows[-1]["pgd10"]) >= 0
+    assert Recipe.read(tmp_path / "recipe.toml") == recipe
+
+
+def test_hat_learns_with_its_helper(checkpoints: Path) -> None:
+    with pytest.raises(InputError, match="helper tiny_standard has 10 classes, the recipe 2"):
+        run(dataclasses.replace(ROBUST, objective="hat", helper="tiny_standard"))
+    ten = dataclasses.replace(ROBUST, objective="hat", helper="tiny_standard", num_classes=10, epochs=0.5)
+    data = dataclasses.replace(dark_and_bright(), classes=())
+    assert not same(train(ten, data), train(dataclasses.replace(ten, gamma=0.0), data))
 
 
 def test_training_is_its_seed(tmp_path: Path) -> None:
-    recipe = dataclasses.replace(QUICK, eps=8 / 255, epochs=0.5)
+    recipe = dataclasses.replace(ROBUST, epochs=0.5, drop_path=0.1, erasing=0.5, mixup=0.8, cutmix=1.0)
     torch.manual_seed(1)
     first = run(recipe)
     torch.manual_seed(2)
@@ -191,8 +124,16 @@ def test_training_is_its_seed(tmp_path: Path) -> None:
     assert not same(first, run(dataclasses.replace(recipe, seed=1)))
 
 
+def test_training_leaves_the_random_generators_alone() -> None:
+    torch.manual_seed(3)
+    want = torch.rand(2)
+    torch.manual_seed(3)
+    run(dataclasses.replace(ROBUST, epochs=0.25, cutmix=1.0))
+    assert torch.equal(torch.rand(2), want)
+
+
 def test_crafting_alone_leaves_batch_statistics_alone() -> None:
-    net = build("resnet50_32", num_classes=2, arch_args=RESNET)
+    net = build("resnet_32", num_classes=2, arch_args=SMALL)
     before = {k: v.clone() for k, v in net.state_dict().items()}
     x = torch.rand(4, 3, 32, 32, generator=gen())
     attack(net.eval(), x, torch.tensor([0, 1, 0, 1]), PGD(8 / 255, steps=2))
@@ -201,10 +142,113 @@ def test_crafting_alone_leaves_batch_statistics_alone() -> None:
     assert not torch.equal(net.bn1.running_mean, before["bn1.running_mean"])
 
 
-def test_batch_statistics_see_one_batch_per_step_and_never_the_crafting() -> None:
-    for eps in (0.0, 8 / 255):
-        net = run(dataclasses.replace(QUICK, eps=eps, epochs=1, ema=0.0, eps_warmup=0.0, steps=2))
-        assert int(net.bn1.num_batches_tracked) == 4
+@pytest.mark.parametrize("recipe", [QUICK, ROBUST, dataclasses.replace(ROBUST, awp=0.01)], ids=["standard", "pgd", "awp"])
+def test_batch_statistics_see_one_batch_per_step_and_never_the_crafting(recipe: Recipe) -> None:
+    net = run(dataclasses.replace(recipe, epochs=1, ema=0.0, eps_period=0.0, steps=2))
+    assert int(net.bn1.num_batches_tracked) == 4
+
+
+def test_the_step_size_follows_epsilon_or_not() -> None:
+    """With ε = 4/255 in force of 8/255, a step of ε/2: 2/255 where it follows, else 4/255."""
+    moved = {}
+    for follows in (True, False):
+        recipe = dataclasses.replace(ROBUST, random_start=False, step_size=0.5, eps_period=2.0, step_follows=follows)
+        trainer = Trainer(recipe, total=16, per_epoch=4, device=torch.device("cpu"))
+        x = torch.full((2, 3, 32, 32), 0.5)
+        moved[follows] = float((trainer._craft(x, torch.tensor([0, 1]), 4 / 255) - x).abs().max()) * 255
+    assert moved == {True: pytest.approx(2, rel=1e-3), False: pytest.approx(4, rel=1e-3)}
+
+
+class _Stop(Exception):
+    pass
+
+
+def _stop_after(steps: int, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
+    """Let training end with an error once it has taken that many steps."""
+    step = Trainer.step
+
+    def stopping(self: Trainer, *batch: Any) -> Any:
+        if self.index == steps:
+            raise error
+        return step(self, *batch)
+
+    monkeypatch.setattr(Trainer, "step", stopping)
+
+
+FULL = dataclasses.replace(
+    ROBUST, drop_path=0.1, randaugment="rand-m9-mstd0.5-inc1", erasing=0.5, mixup=0.8, cutmix=1.0, awp=0.005, epochs=2
+)
+
+
+@pytest.mark.parametrize("recipe", [ROBUST, FULL], ids=["plain", "everything"])
+def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(recipe, folder=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        _stop_after(6, patch, KeyboardInterrupt)  # within the second epoch: the state is that of step 6
+        with pytest.raises(KeyboardInterrupt):
+            run(recipe, folder=tmp_path / "cut")
+    with monkeypatch.context() as patch:
+        _stop_after(7, patch, _Stop)  # as if killed: what is kept is still the state of step 6
+        with pytest.raises(_Stop):
+            run(recipe, folder=tmp_path / "cut")
+    assert int((read_state(tmp_path / "cut", recipe) or {})["step"]) == 6
+    assert same(run(recipe, folder=tmp_path / "cut"), whole)
+    steps = [[r["step"] for r in rows_of(tmp_path / name) if int(r["step"]) % 4 == 0] for name in ("whole", "cut")]
+    assert steps[0] == steps[1] and not list(tmp_path.rglob(".part-*"))
+    assert interp.load(tmp_path / "cut" / "last.safetensors").card.training == recipe.training
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run(folder=tmp_path)
+    _stop_after(0, monkeypatch, _Stop)
+    assert same(run(folder=tmp_path), first)
+    with pytest.raises(_Stop):
+        run(folder=tmp_path, fresh=True)
+    assert not (tmp_path / "state.pt").exists()
+
+
+def test_another_recipe_does_not_go_on_from_a_run(tmp_path: Path) -> None:
+    run(dataclasses.replace(QUICK, epochs=0.25), folder=tmp_path)
+    with pytest.raises(InputError, match=r"holds a run of another recipe \(now epochs = 4.*--fresh"):
+        run(folder=tmp_path)
+    (tmp_path / "state.pt").write_bytes(b"half a sta")
+    with pytest.raises(InputError, match=r"state\.pt cannot be read .* --fresh"):
+        run(folder=tmp_path)
+
+
+def test_a_loss_that_diverges_keeps_the_last_good_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wild = dataclasses.replace(QUICK, lr=1e30, lr_warmup=0.0, clip=0.0)
+    with pytest.raises(Diverged, match=r"the loss is (nan|inf) at step \d+ of 16\. Lower lr \(now 1e\+30\)"):
+        run(wild)
+    step = Trainer.step
+
+    def late(self: Trainer, *batch: Any) -> Any:
+        if self.index == 6:
+            with torch.no_grad():
+                self.model.net.fc.weight.fill_(torch.nan)
+        return step(self, *batch)
+
+    monkeypatch.setattr(Trainer, "step", late)
+    with pytest.raises(Diverged, match=r"at step 7 of 16; the last good weights are .*last\.safetensors"):
+        run(folder=tmp_path)
+    assert int((read_state(tmp_path, QUICK) or {})["step"]) == 4
+    assert all(torch.isfinite(v).all() for v in read(tmp_path / "last.safetensors").root.values())
+
+
+def test_weights_become_infinite_without_the_loss(tmp_path: Path) -> None:
+    """A last step that spoils the weights shows in no loss any more: the state is checked, not only the loss."""
+    recipe = dataclasses.replace(QUICK, epochs=0.25, lr=3e38, lr_warmup=0.0, clip=0.0, optimizer="sgd")
+    with pytest.raises(Diverged):
+        run(recipe, folder=tmp_path)
+    assert not (tmp_path / "state.pt").exists()
+
+
+def test_memory_that_runs_out_suggests_a_smaller_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    _stop_after(1, monkeypatch, torch.OutOfMemoryError)
+    with pytest.raises(InputError, match=r"batch_size 16 does not fit into the memory of cpu; try --set batch_size=8"):
+        run()
 
 
 def test_training_goes_on_from_the_weights_it_is_given(tmp_path: Path) -> None:
@@ -218,37 +262,119 @@ def test_training_goes_on_from_the_weights_it_is_given(tmp_path: Path) -> None:
     assert not torch.allclose(first.fc.weight, fresh.fc.weight, atol=1e-3)
 
 
-def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:
-    torch.save({"fc.weight": torch.ones(2, 2)}, tmp_path / "w.pt")
-    with pytest.raises(InputError, match=r"w\.pt does not fit the recipe's architecture: missing: "):
-        run(dataclasses.replace(QUICK, start=str(tmp_path / "w.pt")))
-    half = build("resnet50_32", num_classes=2, arch_args=RESNET).half()
-    torch.save(half.state_dict(), tmp_path / "half.pt")
+@pytest.mark.parametrize("arch", ["xcit_p4", "xcit_p8"])
+def test_an_xcit_with_patches_of_16_becomes_one_with_smaller_ones_and_a_new_head(arch: str, tmp_path: Path) -> None:
+    big = timm.create_model("xcit_nano_12_p16_224", num_classes=7, depth=2, embed_dim=32)
+    torch.save({"model": big.state_dict()}, tmp_path / "p16.pt")
+    recipe = Recipe("x", arch, {"depth": 2, "embed_dim": 32}, start=str(tmp_path / "p16.pt"), num_classes=2)
+    tuned = train(dataclasses.replace(recipe, lr=1e-12, epochs=0.25, batch_size=16), dark_and_bright())
+    assert tuned.patch_embed.patch_size == int(arch[-1])
+    for name, tensor in tuned.named_parameters():
+        if not name.startswith("head."):
+            assert torch.allclose(tensor, big.get_parameter(name), atol=1e-6), name
+    assert tuned.head.weight.shape == (2, 32)
+
+
+def test_a_vit_takes_another_image_size_by_interpolating_its_positions() -> None:
+    args = {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 4}
+    old = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3, **args)
+    new = timm.create_model("vit_tiny_patch16_224", img_size=48, num_classes=3, **args)
+    assert fill(new, old.state_dict(), "old") == []
+    assert new.pos_embed.shape[1] == 145 and torch.equal(new.pos_embed[:, 0], old.pos_embed[:, 0])
+    same_size = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=5, **args)
+    assert fill(same_size, old.state_dict(), "old") == ["head.weight", "head.bias"]
+    assert torch.equal(same_size.pos_embed, old.pos_embed)
+
+
+def test_weights_of_another_architecture_are_refused() -> None:
     net = build("resnet50_32", num_classes=2, arch_args=RESNET)
-    load_weights(net, tmp_path / "half.pt")
+    with pytest.raises(InputError, match=r"old does not fit the recipe's architecture: missing: "):
+        fill(net, {"fc.weight": torch.ones(2, 2)}, "old")
+    wide = build("resnet50_32", num_classes=2, arch_args=RESNET | {"width": 8})
+    with pytest.raises(InputError, match="of another shape: "):
+        fill(net, wide.state_dict(), "old")
+    half = build("resnet50_32", num_classes=2, arch_args=RESNET).half()
+    assert fill(net, half.state_dict(), "half") == []
     assert torch.equal(net.fc.weight, half.fc.weight.float()) and net.fc.weight.dtype == torch.float32
 
 
-def test_training_refuses_labels_and_amounts_it_cannot_use() -> None:
-    images, labels = dark_and_bright()
-    with pytest.raises(InputError, match=r"labels go up to 2, the recipe has num_classes = 2"):
-        train(QUICK, images, labels + 1)
-    with pytest.raises(InputError, match="no labels"):
-        train(QUICK, images, labels - 1)
-    with pytest.raises(InputError, match=r"15 images do not fill one batch of 16"):
-        train(QUICK, images[:15], labels[:15])
+@pytest.mark.parametrize(
+    "arch", [("xcit_p4", {"depth": 2, "embed_dim": 32}), ("resnet50_32", RESNET), ("vit_tiny_patch16_224", {})]
+)
+def test_drop_path_reaches_the_network_and_leaves_the_card_alone(arch: tuple[str, dict[str, Any]]) -> None:
+    from interp.training.start import first_network
+
+    recipe = Recipe("d", *arch, drop_path=0.2)
+    rates = [m.drop_prob for m in first_network(recipe).modules() if type(m).__name__ == "DropPath"]
+    assert rates and max(rates) == pytest.approx(0.2) and "drop_path_rate" not in recipe.arch_args
 
 
-def test_a_loss_that_diverges_stops_the_run() -> None:
-    with pytest.raises(FloatingPointError, match=r"at step \d+ of .*; lower lr"):
-        run(dataclasses.replace(QUICK, lr=1e30, lr_warmup=0.0, clip=1e30))
+def test_bf16_and_sgd_and_onecycle_train(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(ROBUST, precision="bf16", optimizer="sgd", lr=0.02, lr_schedule="onecycle", epochs=5)
+    net = run(recipe, folder=tmp_path)
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+    assert float(rows_of(tmp_path)[-1]["accuracy"]) > 0.7
+
+
+@pytest.mark.slow
+def test_a_compiled_run_learns_as_well(tmp_path: Path) -> None:
+    run(dataclasses.replace(ROBUST, compile=True, epochs=5), folder=tmp_path)
+    assert float(rows_of(tmp_path)[-1]["accuracy"]) > 0.7
+
+
+def test_several_processes_train_as_one(tmp_path: Path) -> None:
+    """Two processes with halves of each batch, gradients averaged: the weights of one."""
+    script = tmp_path / "two.py"
+    script.write_text(
+        "import dataclasses, sys, torch\n"
+        "from pathlib import Path\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
+        "from tests.test_training import TWO, dark_and_bright\n"
+        "from interp.training.loop import train\n"
+        "if __name__ == '__main__':\n"
+        "    torch.set_num_threads(1)\n"
+        "    net = train(TWO, dark_and_bright(), folder=Path('run'))\n"
+        "    other = train(dataclasses.replace(TWO, objective='trades', random_start=True), dark_and_bright())\n"
+        "    import os\n"
+        "    torch.save([net.state_dict(), other.state_dict()], f'weights{os.environ[\"RANK\"]}.pt')\n"
+        "    torch.distributed.destroy_process_group()\n"
+    )
+    launch = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "two.py"]
+    done = subprocess.run(
+        launch, cwd=tmp_path, capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone = train(TWO, dark_and_bright()).state_dict()
+    both = [torch.load(tmp_path / f"weights{rank}.pt", weights_only=True) for rank in (0, 1)]
+    for name, want in alone.items():
+        assert torch.equal(both[0][0][name], both[1][0][name]) and torch.equal(both[0][1][name], both[1][1][name]), name
+        assert torch.allclose(both[0][0][name], want, atol=2e-5), name
+    assert [int(r["step"]) for r in rows_of(tmp_path / "run")] == [4, 8]
+
+
+TWO = Recipe(
+    "two",
+    "vit_tiny_patch16_224",  # no batch norm: its statistics are per process
+    {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2},
+    num_classes=2,
+    objective="pgd",
+    eps=4 / 255,
+    steps=2,
+    epochs=2,
+    batch_size=16,
+    optimizer="sgd",
+    lr=0.01,
+    pad=0,
+    flip=False,
+    random_start=False,
+)
 
 
 def test_published_weights_reload_as_the_rounded_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     net = run(dataclasses.replace(QUICK, epochs=0.5))
-    images, labels = dark_and_bright(8)
-    test = Batch(images / 255, labels, classes=("dark", "bright"))
-    recipe = dataclasses.replace(QUICK, eps=8 / 255)
+    data = dark_and_bright(8)
+    test = Batch(data.pixels / 255, data.labels, classes=("dark", "bright"))
+    recipe = ROBUST
     card = publish(net, recipe, test, folder=tmp_path / "out", attacked=4)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["quick.safetensors", "quick.toml"]
     assert Card.read(tmp_path / "out" / "quick.toml") == card
@@ -259,7 +385,7 @@ def test_published_weights_reload_as_the_rounded_network(tmp_path: Path, monkeyp
 
     monkeypatch.setenv("INTERP_CHECKPOINTS", str(tmp_path / "out"))
     loaded = interp.load("quick")
-    rounded = build(recipe.arch, num_classes=2, arch_args=RESNET)
+    rounded = build(recipe.arch, num_classes=2, arch_args=SMALL)
     rounded.load_state_dict({k: v.half().float() if v.is_floating_point() else v for k, v in net.state_dict().items()})
     want = Model(rounded, card)
     assert torch.equal(loaded(test.images), want(test.images)) and loaded.robust
@@ -275,8 +401,8 @@ def test_published_weights_reload_as_the_rounded_network(tmp_path: Path, monkeyp
 
 
 def test_a_failed_measurement_publishes_nothing(tmp_path: Path) -> None:
-    net = build("resnet50_32", num_classes=2, arch_args=RESNET)
-    images, _ = dark_and_bright(4)
+    net = build("resnet_32", num_classes=2, arch_args=SMALL)
+    pixels = dark_and_bright(4).pixels
     with pytest.raises(InputError, match="test images have no labels"):
-        publish(net, QUICK, Batch(images / 255, torch.full((4,), -1)), folder=tmp_path)
+        publish(net, QUICK, Batch(pixels / 255, torch.full((4,), -1)), folder=tmp_path)
     assert list(tmp_path.iterdir()) == []

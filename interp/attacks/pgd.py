@@ -9,6 +9,7 @@ convergence curve and the accumulated gradient are three consumers of `pgd_steps
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -35,7 +36,18 @@ def _margin(logits: Tensor, y: Tensor) -> Tensor:
     return others.amax(1) - logits.gather(1, y[:, None])[:, 0]
 
 
+def _kl(logits: Tensor, p: Tensor) -> Tensor:
+    """KL(p ‖ softmax(logits)) to a distribution p (n, classes): what TRADES crafts with (Zhang et al., arXiv 1901.08573, eq. 5)."""
+    return (torch.xlogy(p, p) - p * logits.log_softmax(1)).sum(1)
+
+
+def _squared(logits: Tensor, p: Tensor) -> Tensor:
+    """‖softmax(logits) − p‖² to a distribution p (n, classes): what SCORE crafts with (Pang et al., arXiv 2202.10103)."""
+    return (logits.softmax(1) - p).square().sum(1)
+
+
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"ce": _ce, "logit": _logit, "margin": _margin}
+TO_DISTRIBUTION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": _kl, "squared": _squared}  # y (n, classes), not (n,)
 
 
 @dataclass(frozen=True)
@@ -61,8 +73,8 @@ class PGD:
             raise InputError(f"ε is {self.eps}; expected a number ≥ 0 in units of [0, 1], such as 8/255")
         if self.norm not in NORMS:
             raise InputError(f"norm is {self.norm!r}; expected one of {', '.join(NORMS)}")
-        if self.loss not in LOSSES:
-            raise InputError(f"loss is {self.loss!r}; expected one of {', '.join(LOSSES)}")
+        if self.loss not in LOSSES | TO_DISTRIBUTION:
+            raise InputError(f"loss is {self.loss!r}; expected one of {', '.join(LOSSES | TO_DISTRIBUTION)}")
         if self.steps < 1 or self.restarts < 1:
             raise InputError(f"steps is {self.steps} and restarts {self.restarts}; expected at least 1 of each")
         if self.step_size is not None and not (math.isfinite(self.step_size) and self.step_size > 0):
@@ -116,14 +128,12 @@ def pgd_steps(
     start: where to begin instead of x or a random point (projected on the ball around x, then the box). first: index of
     x[0] in the whole batch, for the seeds. Every iterate satisfies ‖x_t − x‖ ≤ ε and lies in [0, 1].
     """
-    norm, loss_of = NORMS[pgd.norm], LOSSES[pgd.loss]
-    eps = torch.full((len(x),), pgd.eps, dtype=x.dtype, device=x.device)
-    direction = -1.0 if pgd.targeted else 1.0
+    norm, loss_of = NORMS[pgd.norm], (LOSSES | TO_DISTRIBUTION)[pgd.loss]
     if start is not None:
-        current = (x + norm.project(start - x, eps)).clamp(0, 1)
+        current = (x + norm.project(start - x, _radius(x, pgd))).clamp(0, 1)
     elif pgd.random_start:
         z, u = start_noise(x.shape, seed=pgd.seed + 7919 * restart, first=first)
-        current = (x + norm.start(z.to(x), u.to(x), eps)).clamp(0, 1)
+        current = (x + norm.start(z.to(x), u.to(x), _radius(x, pgd))).clamp(0, 1)
     else:
         current = x.clone()
     for index in range(pgd.steps):
@@ -131,13 +141,30 @@ def pgd_steps(
         logits = model(current)
         loss = loss_of(logits, y)
         (gradient,) = torch.autograd.grad(loss.sum(), current)
-        current = current.detach()
-        yield Step(index, current, gradient, loss.detach(), logits.detach())
-        moved = current + direction * pgd.alpha * norm.step(gradient)
-        current = (x + norm.project(moved - x, eps)).clamp(0, 1)
+        step = Step(index, current.detach(), gradient, loss.detach(), logits.detach())
+        yield step
+        current = _advance(x, step, pgd)
     with torch.no_grad():
         logits = model(current)
         yield Step(pgd.steps, current, None, loss_of(logits, y), logits)
+
+
+def _radius(x: Images, pgd: PGD) -> Tensor:
+    return torch.full((len(x),), pgd.eps, dtype=x.dtype, device=x.device)
+
+
+def _advance(x: Images, step: Step, pgd: PGD) -> Images:
+    """The next iterate after a step with a gradient."""
+    norm = NORMS[pgd.norm]
+    assert step.gradient is not None
+    moved = step.x + (-pgd.alpha if pgd.targeted else pgd.alpha) * norm.step(step.gradient)
+    return (x + norm.project(moved - x, _radius(x, pgd))).clamp(0, 1)
+
+
+def craft(model: nn.Module, x: Images, y: Tensor, pgd: PGD, *, start: Images | None = None) -> Images:
+    """Where one PGD run ends, without the forward pass that `attack` spends on reading it: for adversarial training."""
+    *_, last = itertools.islice(pgd_steps(model, x, y, pgd, start=start), pgd.steps)
+    return _advance(x, last, pgd)
 
 
 def attack(model: nn.Module, x: Images, y: Labels, pgd: PGD, *, start: Images | None = None, first: int = 0) -> Step:

@@ -166,16 +166,19 @@ def accuracy(
     images: Images = "samples:cifar10",
     n: Count = 100,
     eps: Eps = "8/255",
+    autoattack: Annotated[
+        bool, typer.Option("--autoattack", help="Run AutoAttack too: roughly 5 to 90 s per robust image on a processor.")
+    ] = False,
     out_dir: Folder = Path("figures/accuracy"),
 ) -> None:
-    """Clean accuracy and accuracy under PGD-20, with intervals."""
+    """Clean accuracy and accuracy under PGD-20, on demand under AutoAttack, with intervals."""
     from interp.attacks.pgd import PGD
     from interp.robustness.accuracy import Accuracy
     from interp.robustness.accuracy import accuracy as run
     from interp.types import fraction
 
     value = fraction(eps)
-    params = Accuracy(PGD(value, steps=20, step_size=max(value / 4, 1e-6)))
+    params = Accuracy(PGD(value, steps=20, step_size=max(value / 4, 1e-6)), autoattack=autoattack)
     chosen, batch = inputs(models, images, n)
     print_table(figure("accuracy", run, chosen, batch, params, out_dir))
 

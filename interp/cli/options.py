@@ -67,20 +67,25 @@ def said(
     arch: str | None, args: list[str] | None, normalise: str | None, size: int | None, channels: str | None, ema: bool | None
 ) -> Said:
     """The options of a command as what is said of a file; values of --arch-arg are TOML, or words."""
-    import tomllib
-
     from interp.models.answers import Said
 
+    return Said(arch, key_values(args, "--arch-arg", "depth=12"), normalise, size, channels, ema)
+
+
+def key_values(texts: list[str] | None, option: str, example: str) -> dict[str, Any]:
+    """KEY=VALUE options; values are TOML, or words."""
+    import tomllib
+
     values: dict[str, Any] = {}
-    for text in args or []:
+    for text in texts or []:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise InputError(f"--arch-arg is {text!r}; expected KEY=VALUE, such as depth=12")
+            raise InputError(f"{option} is {text!r}; expected KEY=VALUE, such as {example}")
         try:
             values[key] = tomllib.loads(f"v = {value}")["v"]
         except tomllib.TOMLDecodeError:
             values[key] = value
-    return Said(arch, values, normalise, size, channels, ema)
+    return values
 
 
 def pgd(eps: float, norm: str, steps: int) -> PGD:

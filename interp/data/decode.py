@@ -26,15 +26,20 @@ def decode(source: Path | bytes, *, name: str, preprocess: Preprocess | None = N
     An image that already has the size is left as it is; a smaller one is refused. Raises InputError where the bytes are no
     image, or the mode is not 8-bit colour or grey, or pixels are transparent.
     """
+    image = picture(source, name=name)
+    if preprocess is not None:
+        image = _fit(image, preprocess, name)
+    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
+
+
+def picture(source: Path | bytes, *, name: str) -> Image.Image:
+    """Decode to a PIL image in RGB as it is stored; raises InputError as `decode`."""
     try:
         image: Image.Image = Image.open(io.BytesIO(source if isinstance(source, bytes) else source.read_bytes()))
         image.load()
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: broken PNG
         raise InputError(f"{name} is not a readable image ({error}); expected PNG, JPEG, WebP or BMP") from error
-    image = _to_rgb(image, name)
-    if preprocess is not None:
-        image = _fit(image, preprocess, name)
-    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
+    return _to_rgb(image, name)
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

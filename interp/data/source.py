@@ -22,6 +22,7 @@ from interp.types import Batch, InputError, Labels, Preprocess
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FORMS = "samples:cifar10, samples:imagenet, folder:PATH, parquet:PATH or the path of one image"
+Rows = Iterable[tuple[str, Path | bytes, int]]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,16 @@ class Pixels:
     """Images as they are stored: pixels (n, 3, h, w) uint8, labels (n,), ids, class names."""
 
     pixels: Tensor
+    labels: Labels
+    ids: tuple[str, ...]
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Images as files or encoded bytes, decoded one by one: sources, labels (n,), ids, class names."""
+
+    sources: tuple[Path | bytes, ...]
     labels: Labels
     ids: tuple[str, ...]
     classes: tuple[str, ...]
@@ -46,6 +57,21 @@ def images(spec: str, *, n: int | None = None, preprocess: Preprocess | None = N
 
 def read_pixels(spec: str, *, n: int | None = None, preprocess: Preprocess | None = None) -> Pixels:
     """Load up to n labelled images as 8-bit pixels, a quarter of the memory; otherwise as `images`."""
+    rows, classes = _rows(spec, n)
+    return _collect(rows, classes, n, preprocess)
+
+
+def read_encoded(spec: str) -> Encoded:
+    """Find all images of a source without decoding any, for training on sets that do not fit into memory as pixels."""
+    rows, classes = _rows(spec, None)
+    ids, sources, labels = zip(*rows, strict=True) if (rows := list(rows)) else ((), (), ())
+    if not ids:
+        raise InputError("the source holds no images")
+    return Encoded(tuple(sources), torch.tensor(labels), tuple(ids), classes)
+
+
+def _rows(spec: str, n: int | None) -> tuple[Rows, tuple[str, ...]]:
+    """The undecoded images of a source and its class names."""
     if n is not None and n < 1:
         raise InputError(f"{n} images were asked for; expected at least 1")
     kind, _, rest = spec.partition(":")
@@ -65,10 +91,7 @@ def read_pixels(spec: str, *, n: int | None = None, preprocess: Preprocess | Non
         rows, classes = [(Path(spec).name, Path(spec), -1)], ()
     else:
         raise InputError(f"{spec!r} is no image source; expected {FORMS}")
-    return _collect(rows, classes, n, preprocess)
-
-
-Rows = Iterable[tuple[str, Path | bytes, int]]
+    return rows, classes
 
 
 def _collect(rows: Rows, classes: tuple[str, ...], n: int | None, preprocess: Preprocess | None) -> Pixels:

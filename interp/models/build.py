@@ -16,7 +16,7 @@ import torch.nn as nn
 from interp.models.convstem import convnext_convstem, vit_convstem
 from interp.models.preact_resnet import PreActResNet, PreActResNetDM
 from interp.models.resnet_cifar import ResNetCifar
-from interp.models.small_images import mobilevit_small_images, resnet50_small_images, resnet_small_images, xcit_p4
+from interp.models.small_images import mobilevit_small_images, resnet50_small_images, resnet_small_images, xcit_p4, xcit_p8
 from interp.models.wide_resnet import WideResNet, WideResNetDM, WideResNetStages
 from interp.types import InputError
 
@@ -26,6 +26,7 @@ FORBIDDEN = {"features_only", "scriptable", "exportable", "no_jit", "in_chans", 
 
 BUILDERS: dict[str, Callable[..., nn.Module]] = {
     "xcit_p4": xcit_p4,
+    "xcit_p8": xcit_p8,
     "mobilevit_32": mobilevit_small_images,
     "resnet50_32": resnet50_small_images,
     "resnet_32": resnet_small_images,

@@ -13,7 +13,18 @@ from interp.types import InputError
 XCIT_BASE = {"xcit_medium_12_p16_224": "xcit_medium_24_p16_224", "xcit_large_12_p16_224": "xcit_large_24_p16_224"}
 
 
-def xcit_p4(
+def xcit_p4(*, num_classes: int, **args: Any) -> nn.Module:
+    """XCiT for small images with patches of 4: the first two strides of its stem are set to 1; see `_xcit_small_images`."""
+    return _xcit_small_images(4, num_classes=num_classes, **args)
+
+
+def xcit_p8(*, num_classes: int, **args: Any) -> nn.Module:
+    """XCiT for small images with patches of 8: the first stride of its stem is set to 1; see `_xcit_small_images`."""
+    return _xcit_small_images(8, num_classes=num_classes, **args)
+
+
+def _xcit_small_images(
+    patch: int,
     *,
     num_classes: int,
     variant: str = "xcit_nano_12_p16_224",
@@ -22,8 +33,9 @@ def xcit_p4(
     num_heads: int | None = None,
     tokens_norm: bool | None = None,
     img_size: int = 32,
+    drop_path_rate: float = 0.0,
 ) -> nn.Module:
-    """XCiT for small images: a 16-pixel patch stem with its first two strides set to 1, so patches of 4.
+    """XCiT with a 16-pixel patch stem whose first strides are set to 1: one of them for patches of 8, two for patches of 4.
 
     The edit is that of Debenedetti et al. (arXiv 2209.07399; `adapt_model_patches` in dedeswim/vits-robustness-torch and in
     RobustBench). variant: timm's name of the XCiT with patches of 16, or xcit_medium_12_p16_224 and xcit_large_12_p16_224,
@@ -35,19 +47,21 @@ def xcit_p4(
     base = XCIT_BASE.get(variant, variant)
     if not (base.startswith("xcit_") and "_p16_" in base and timm.is_model(base)):
         names = ", ".join([*timm.list_models("xcit_*_p16_224"), *XCIT_BASE])
-        raise InputError(f"xcit_p4 edits an XCiT with patches of 16, found variant {variant!r}; expected one of {names}")
+        raise InputError(f"xcit_p{patch} edits an XCiT with patches of 16, found variant {variant!r}; expected one of {names}")
     if base != variant and depth is None:
         depth = 12
     changed = {"depth": depth, "embed_dim": embed_dim, "num_heads": num_heads, "tokens_norm": tokens_norm}
     given = {k: v for k, v in changed.items() if v is not None}
-    net = timm.create_model(base, num_classes=num_classes, img_size=img_size, **given)
-    for stage in (0, 2):
+    net = timm.create_model(base, num_classes=num_classes, img_size=img_size, drop_path_rate=drop_path_rate, **given)
+    for stage in (0, 2)[: 1 if patch == 8 else 2]:
         net.patch_embed.proj[stage][0].stride = (1, 1)
-    net.patch_embed.patch_size = 4
+    net.patch_embed.patch_size = patch
     return net
 
 
-def mobilevit_small_images(*, num_classes: int, variant: str = "mobilevit_xs", strides: list[int]) -> nn.Module:
+def mobilevit_small_images(
+    *, num_classes: int, variant: str = "mobilevit_xs", strides: list[int], drop_path_rate: float = 0.0
+) -> nn.Module:
     """MobileViT v1 (Mehta & Rastegari, arXiv 2110.02178) with chosen strides: the stem's, then one for each of five stages.
 
     The published network halves the image in the stem and four stages; at 32 pixels its last transformer would see a
@@ -68,7 +82,7 @@ def mobilevit_small_images(*, num_classes: int, variant: str = "mobilevit_xs", s
         return dataclasses.replace(stage, s=s)
 
     blocks = tuple(strided(b, s) for b, s in zip(cfg.blocks, strides[1:], strict=True))
-    net = ByobNet(dataclasses.replace(cfg, blocks=blocks), num_classes=num_classes)
+    net = ByobNet(dataclasses.replace(cfg, blocks=blocks), num_classes=num_classes, drop_path_rate=drop_path_rate)
     net.stem.conv.stride = (strides[0], strides[0])
     return net
 
@@ -82,6 +96,7 @@ def resnet_small_images(
     stem_stride: int = 1,
     output_stride: int = 32,
     activation: str = "relu",
+    drop_path_rate: float = 0.0,
 ) -> nn.Module:
     """ResNet (He et al., arXiv 1512.03385) under timm's and torchvision's names, with a 3 × 3 stem and no max-pool.
 
@@ -99,6 +114,7 @@ def resnet_small_images(
         base_width=base_width,
         output_stride=output_stride,
         act_layer=activation,
+        drop_path_rate=drop_path_rate,
     )
     net.conv1 = nn.Conv2d(3, 64, 3, stem_stride, 1, bias=False)
     net.maxpool = nn.Identity()
@@ -106,7 +122,13 @@ def resnet_small_images(
 
 
 def resnet50_small_images(
-    *, num_classes: int, width: int = 64, stem_stride: int = 1, output_stride: int = 32, activation: str = "relu"
+    *,
+    num_classes: int,
+    width: int = 64,
+    stem_stride: int = 1,
+    output_stride: int = 32,
+    activation: str = "relu",
+    drop_path_rate: float = 0.0,
 ) -> nn.Module:
     """ResNet-50 for small images: Bottleneck blocks [3, 4, 6, 3], a 3 × 3 stem and no max-pool; see `resnet_small_images`."""
     return resnet_small_images(
@@ -116,4 +138,5 @@ def resnet50_small_images(
         stem_stride=stem_stride,
         output_stride=output_stride,
         activation=activation,
+        drop_path_rate=drop_path_rate,
     )

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def figure(result: Result) -> Figure:
     """The default figure of a result's kind."""
     from interp.errors import InputError
-    from interp.plots import curves, images, matrices
+    from interp.plots import ablation, curves, images, matrices
 
     default = {
         "accuracy": curves.accuracies,
@@ -22,6 +22,7 @@ def figure(result: Result) -> Figure:
         "gradients": images.gradients,
         "attention": images.attention,
         "compare": matrices.measures,
+        "ablation": ablation.runs,
     }
     if result.kind not in default:
         raise InputError(f"results of kind {result.kind!r} have no figure; kinds with one: {', '.join(default)}")

@@ -8,25 +8,30 @@ from matplotlib.figure import Figure
 from interp.plots.style import Drawing, colours, labels, look, rows
 from interp.result import Result
 
+MARKS = {"clean": "o", "attacked": "s", "autoattack": "D"}
+
 
 def accuracies(result: Result) -> Figure:
-    """Clean and robust accuracy of every model with 95 % intervals."""
+    """Clean and robust accuracy of every model with 95 % intervals; under AutoAttack too, where it was run."""
     data = result.data
     order = rows(data)[::-1]
+    shown = [name for name in MARKS if name in data]
+    gap = 0.28 if len(shown) == 2 else 0.22
     with look():
         fig = Drawing(figsize=(4.6, 0.6 + 0.34 * len(order)))
         ax = fig.add_axes((0, 0, 1, 1))
-        for k, (name, mark) in enumerate((("clean", "o"), ("attacked", "s"))):
+        for k, name in enumerate(shown):
             v = data[name].values[order]
             ends = np.abs(np.stack([data[f"{name}_low"].values[order], data[f"{name}_high"].values[order]]) - v)
-            at = np.arange(len(order)) + 0.14 - 0.28 * k
+            at = np.arange(len(order)) + gap * ((len(shown) - 1) / 2 - k)
             for y, m, x, end in zip(at, order, v, ends.T, strict=True):
                 face = colours(data)[m] if k else "white"
-                ax.errorbar(x, y, xerr=end[:, None], fmt=mark, color=colours(data)[m], markerfacecolor=face, capsize=2)
+                ax.errorbar(x, y, xerr=end[:, None], fmt=MARKS[name], color=colours(data)[m], markerfacecolor=face, capsize=2)
         ax.set_yticks(range(len(order)), [labels(data)[m] for m in order])
         ax.set_xlim(-0.02, 1.02)
-        eps = result.params["attack"]["eps"] * 255
-        ax.set_xlabel(f"accuracy: ○ clean, ■ under PGD at {eps:g}/255   (n = {data['clean'].attrs['n']}, 95 % Wilson intervals)")
+        at_eps = f"at {result.params['attack']['eps'] * 255:g}/255"
+        under = f"■ under PGD, ◆ under AutoAttack, both {at_eps}\n" if len(shown) == 3 else f"■ under PGD {at_eps}   "
+        ax.set_xlabel(f"accuracy: ○ clean, {under}(n = {data['clean'].attrs['n']}, 95 % Wilson intervals)")
         ax.grid(axis="x", alpha=0.25)
     return fig
 

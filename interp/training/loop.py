@@ -1,165 +1,160 @@
-"""Adversarial training (Madry et al., arXiv 1706.06083), plain: craft, step, average.
-
-Each step crafts an adversarial batch with the network in eval mode (batch statistics are not touched by crafting), then
-minimises cross-entropy on it in train mode. The exponential moving average of the weights is what is kept.
-"""
+"""Adversarial training from a recipe to weights: resumable, watched, on a processor, one GPU or several (torchrun)."""
 
 from __future__ import annotations
 
-import csv
+import logging
 import math
+import shutil
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from interp.attacks.pgd import PGD, attack
-from interp.loading.detect import mismatch
-from interp.loading.formats import unwrap
-from interp.loading.read import read
-from interp.models.build import build
-from interp.training.augment import crop_and_flip
+from interp.training.augment import generators_kept
+from interp.training.feed import Feed, Source
 from interp.training.recipe import Recipe
-from interp.types import InputError
+from interp.training.record import Meter, read_state, save_state
+from interp.training.trainer import Trainer, World, accuracies
+from interp.types import Batch, InputError
+
+log = logging.getLogger(__name__)
+
+ROW = 50  # steps per row of the metrics
+SAVE_EVERY = 600.0  # seconds between states within an epoch
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Learning rate and ε as shares of their peak, at a share t ∈ [0, 1] of all steps."""
-
-    lr_warmup: float
-    eps_warmup: float
-
-    def lr(self, t: float) -> float:
-        """Linear from 0 to 1 over lr_warmup, then half a cosine down to 0 at t = 1."""
-        if t < self.lr_warmup:
-            return t / self.lr_warmup
-        return 0.5 * (1 + math.cos(math.pi * (t - self.lr_warmup) / (1 - self.lr_warmup)))
-
-    def eps(self, t: float) -> float:
-        """Linear from 0 to 1 over eps_warmup, then 1."""
-        return min(1.0, t / self.eps_warmup) if self.eps_warmup else 1.0
+class Diverged(InputError):
+    """The loss is no number any more; the message says where the last good weights are."""
 
 
-class _Normalised(nn.Module):
-    """The network on [0, 1] images, in whatever mode it is in (a `Model` is always frozen)."""
+def train(
+    recipe: Recipe,
+    data: Source,
+    *,
+    extra: Source | None = None,
+    watch: Batch | None = None,
+    folder: Path | None = None,
+    fresh: bool = False,
+    device: str = "cpu",
+    workers: int = 0,
+) -> nn.Module:
+    """Train by a recipe and return the averaged bare network in eval mode, on the processor.
 
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, net: nn.Module, recipe: Recipe) -> None:
-        super().__init__()
-        self.net = net
-        for name, values in (("mean", recipe.preprocess.mean), ("std", recipe.preprocess.std)):
-            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net((x - self.mean) / self.std)
-
-
-def train(recipe: Recipe, images: Tensor, labels: Tensor, *, log: Path | None = None, device: str = "cpu") -> nn.Module:
-    """Train on images (n, 3, h, w) uint8 with labels (n,) and return the averaged bare network in eval mode.
-
-    log: a CSV written as training goes on (step, loss, accuracy on the crafted batches, images per second). Raises
-    InputError for labels the recipe has no class for and for fewer images than a batch, FloatingPointError where the loss
-    stops being finite.
+    data, extra: as `read_pixels` or `read_encoded` give them. watch: images whose clean and PGD-10 accuracy is taken after each
+    epoch. folder: where metrics and state go; a run found there is continued unless `fresh`. workers: processes that decode and
+    augment single images. Raises InputError for data that do not fit the recipe or the memory, Diverged where the loss becomes
+    infinite or NaN (the last good weights stay in the folder).
     """
-    if int(labels.min()) < 0:
-        raise InputError("some training images have no labels; give parquet: or folder:")
-    if int(labels.max()) >= recipe.num_classes:
-        raise InputError(f"labels go up to {int(labels.max())}, the recipe has num_classes = {recipe.num_classes}")
-    if len(images) < recipe.batch_size:
-        raise InputError(f"{len(images)} images do not fill one batch of {recipe.batch_size}; give more, or a smaller batch_size")
-    torch.manual_seed(recipe.seed)
-    net = build(recipe.arch, num_classes=recipe.num_classes, arch_args=recipe.arch_args)
-    if recipe.start:
-        load_weights(net, Path(recipe.start))
-    model = _Normalised(net, recipe).to(device).to(memory_format=torch.channels_last)
-    average = ModelEmaV3(model, decay=recipe.ema, use_warmup=True)
-    optimiser = torch.optim.AdamW(_groups(model, recipe.weight_decay), lr=recipe.lr)
-    schedule = Schedule(recipe.lr_warmup, recipe.eps_warmup)
-    total = max(1, int(recipe.epochs * (len(images) // recipe.batch_size)))
-    meter = _Meter(log, recipe.batch_size)
-    for step, (x, y) in enumerate(
-        tqdm(_batches(recipe, images, labels, total, device), total=total, desc=recipe.id, mininterval=5)
-    ):
-        share = step / total
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.lr * schedule.lr(share)
-        if eps := recipe.eps * schedule.eps(share):
-            pgd = PGD(eps, recipe.norm, recipe.steps, recipe.step_size * eps, seed=recipe.seed + step + 1)
-            x = attack(model.eval(), x, y, pgd).x
-        logits = model.train()(x)
-        loss = F.cross_entropy(logits, y)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step} of {total}; lower lr (now {recipe.lr:g})")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-        optimiser.step()
-        average.update(model, step=step)
-        meter.update(step, loss, (logits.argmax(1) == y).float().mean())
-    meter.close()
-    return average.module.net.eval().requires_grad_(False)
+    where = torch.device(device)
+    world = World.join(where)
+    sources = [data] if extra is None else [data, extra]
+    feed = Feed(recipe, sources, rank=world.rank, world=world.size)
+    with generators_kept():
+        trainer = Trainer(recipe, total=feed.total, per_epoch=feed.per_epoch, device=where, world=world)
+        run = _Run(trainer, feed, folder if world.rank == 0 else None, watch)
+        run.resume(folder, fresh)
+        try:
+            run.go(workers)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise InputError(_too_large(recipe, where)) from error
+    net: nn.Module = trainer.averaged().net  # type: ignore[assignment]
+    return net.cpu().eval().requires_grad_(False)
 
 
-def load_weights(net: nn.Module, path: Path) -> None:
-    """Fill a network from a checkpoint of the same architecture; raises InputError where names or shapes differ."""
-    tensors = unwrap(read(path).root).tensors
-    if difference := mismatch(tensors, {k: v.shape for k, v in net.state_dict().items()}):
-        raise InputError(f"{path} does not fit the recipe's architecture: {difference}")
-    net.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()})
+class _Run:
+    """The loop around a trainer: rows, states, progress."""
+
+    def __init__(self, trainer: Trainer, feed: Feed, folder: Path | None, watch: Batch | None) -> None:
+        self.trainer, self.feed, self.folder = trainer, feed, folder
+        self.watch, self.minutes = watch, 0.0
+        self.look_every = 1 if trainer.device.type == "cpu" else 20  # a GPU waits whenever a loss is looked at
+
+    def resume(self, folder: Path | None, fresh: bool) -> None:
+        """Go on from the folder's state, or begin there."""
+        if folder is None:
+            return
+        if fresh and self.folder:
+            for name in ("state.pt", "last.safetensors", "metrics.csv"):
+                (folder / name).unlink(missing_ok=True)
+            shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        state = None if fresh else read_state(folder, self.trainer.recipe)
+        if state is not None:
+            self.trainer.restore(state)
+            self.minutes = float(state["minutes"])
+            log.info("%s: continued at step %d of %d", folder, self.trainer.index, self.feed.total)
+        if self.folder:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "recipe.toml").write_text(self.trainer.recipe.to_toml(), encoding="utf-8")
+
+    def go(self, workers: int) -> None:
+        """Train to the end; a state is kept at each epoch's end, every ten minutes and when interrupted."""
+        trainer, recipe = self.trainer, self.trainer.recipe
+        meter = Meter(self.folder, trainer)
+        self.started = self.saved = time.monotonic()
+        bar = tqdm(initial=trainer.index, total=self.feed.total, desc=recipe.id, mininterval=2, disable=trainer.world.rank > 0)
+        told: dict[str, float] = {}
+        try:
+            for x, y in self.feed.batches(trainer.index, trainer.device, workers=workers):
+                meter.update(trainer.step(x, y))
+                bar.update()
+                if trainer.index % self.look_every == 0 or trainer.index == self.feed.total:
+                    self._check(meter.loss())
+                ended = int(trainer.index / self.feed.per_epoch) > int((trainer.index - 1) / self.feed.per_epoch)
+                ended = ended or trainer.index == self.feed.total
+                if ended or trainer.index % ROW == 0:
+                    told |= meter.write(self._watched() if ended else None)
+                    shown = {k: f"{told[k]:.3f}" for k in ("loss", "accuracy", "clean", "pgd10") if k in told}
+                    bar.set_postfix(shown, refresh=False)
+                if ended or time.monotonic() - self.saved > SAVE_EVERY:
+                    self._save()
+                    meter.start()
+        except KeyboardInterrupt:
+            if meter.seen and math.isfinite(meter.loss()):
+                self._save()
+            raise
+        finally:
+            bar.close()
+            meter.close()
+
+    def _check(self, loss: float) -> None:
+        """Raise Diverged where the loss is no number."""
+        if math.isfinite(loss):
+            return
+        trainer, recipe = self.trainer, self.trainer.recipe
+        kept = self.folder / "last.safetensors" if self.folder else None
+        good = f"; the last good weights are {kept}" if kept and kept.is_file() else ""
+        raise Diverged(
+            f"the loss is {loss} at step {trainer.index} of {trainer.total}{good}. Lower lr (now {recipe.lr:g}), "
+            f"or set clip (now {recipe.clip:g}) or a longer lr_warmup (now {recipe.lr_warmup:g} epochs), and start with --fresh"
+        )
+
+    def _watched(self) -> tuple[float, float] | None:
+        if self.watch is None:
+            return None
+        model = self.trainer.averaged()
+        if self.trainer.world.rank:
+            return None
+        recipe, device = self.trainer.recipe, self.trainer.device
+        x, y = self.watch.images.to(device), self.watch.labels.to(device)
+        return accuracies(model, x, y, recipe.eps or 8 / 255, recipe.norm)
+
+    def _save(self) -> None:
+        """Keep the state, unless the last step spoilt the weights, which its loss does not show yet."""
+        sizes = torch.stack([p.detach().norm() for p in self.trainer.model.parameters()])
+        self._check(float(sizes.sum()))
+        now = time.monotonic()
+        self.minutes += (now - self.started) / 60
+        self.started = self.saved = now
+        if self.folder:
+            save_state(self.trainer, self.folder, self.trainer.recipe, round(self.minutes, 3))
 
 
-def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Weight decay for matrices and kernels only, not for biases, norms and layer scales."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-
-
-def _batches(recipe: Recipe, images: Tensor, labels: Tensor, total: int, device: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """`total` augmented batches, reshuffled each epoch, the incomplete last one left out."""
-    generator = torch.Generator().manual_seed(recipe.seed)
-    done = 0
-    while done < total:
-        order = torch.randperm(len(images), generator=generator)
-        for rows in order.split(recipe.batch_size):
-            if len(rows) < recipe.batch_size or done == total:
-                break
-            x = images[rows].to(device).float().div_(255)
-            x = crop_and_flip(x, pad=recipe.pad, flip=recipe.flip, generator=generator)
-            yield x.contiguous(memory_format=torch.channels_last), labels[rows].to(device)
-            done += 1
-
-
-class _Meter:
-    """Averages of 50 steps, appended to a CSV."""
-
-    def __init__(self, path: Path | None, batch_size: int) -> None:
-        self.file = path.open("w", newline="") if path else None
-        self.writer = csv.writer(self.file) if self.file else None
-        if self.writer:
-            self.writer.writerow(["step", "loss", "accuracy", "images_per_second"])
-        self.batch_size, self.sums, self.count, self.since = batch_size, [0.0, 0.0], 0, time.perf_counter()
-
-    def update(self, step: int, loss: Tensor, accuracy: Tensor) -> None:
-        self.sums[0] += loss.item()
-        self.sums[1] += accuracy.item()
-        self.count += 1
-        if self.count == 50 and self.writer and self.file:
-            rate = self.count * self.batch_size / (time.perf_counter() - self.since)
-            self.writer.writerow([step + 1, f"{self.sums[0] / 50:.4f}", f"{self.sums[1] / 50:.4f}", f"{rate:.0f}"])
-            self.file.flush()
-        if self.count == 50:
-            self.sums, self.count, self.since = [0.0, 0.0], 0, time.perf_counter()
-
-    def close(self) -> None:
-        if self.file:
-            self.file.close()
+def _too_large(recipe: Recipe, device: torch.device) -> str:
+    half = max(2, recipe.batch_size // 2)
+    bf16 = "" if recipe.precision == "bf16" else ', or precision = "bf16"'
+    return (
+        f"{recipe.id} with batch_size {recipe.batch_size} does not fit into the memory of {device}; "
+        f"try --set batch_size={half} (and lr={recipe.lr / 2:g}){bf16}"
+    )

@@ -1,0 +1,44 @@
+"""Adversarial weight perturbation (Wu et al., arXiv 2004.05884): the loss is minimised at weights moved to where it is larger.
+
+w ← w + γ·‖w‖·g/‖g‖ layer by layer, g = ∇_w loss; then a training step is taken there, and the move undone (eq. 10)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def moved_weights(
+    model: nn.Module, loss_of: Callable[[], Tensor], gamma: float, *, mean: Callable[[Tensor], Tensor] = lambda g: g
+) -> Iterator[None]:
+    """Inside, kernels and matrices of the model are moved uphill by γ times their size; outside they are as they were.
+
+    loss_of: the loss at the current weights; its pass leaves running statistics alone. mean: averages a gradient over
+    processes. Limit: gamma = 0 moves nothing.
+    """
+    weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    buffers = [b.clone() for b in model.buffers()]
+    gradients = torch.autograd.grad(loss_of(), weights, allow_unused=True)
+    moves = []
+    with torch.no_grad():
+        for buffer, before in zip(model.buffers(), buffers, strict=True):
+            buffer.copy_(before)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            if gradient is None:
+                continue
+            g = mean(gradient)
+            move = gamma * weight.norm() / (g.norm() + 1e-20) * g
+            before = weight.clone()
+            weight.add_(move)
+            moves.append((weight, before))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for weight, before in moves:
+                weight.copy_(before)
