@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from interp.attention.attend import Attend, attend
     from interp.attention.capture import capture
     from interp.attributes.compare import Compare, compare
-    from interp.data.source import images
+    from interp.data.source import images, read_pixels
     from interp.errors import InputError
     from interp.gradients.accumulate import Accumulate, accumulate
     from interp.job import analyze, write_report
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from interp.result import Result
     from interp.result import open_result as open
     from interp.robustness.accuracy import Accuracy, accuracy
+    from interp.training.loop import train
+    from interp.training.recipe import Recipe
     from interp.types import Batch, Card, Preprocess
 
 _WHERE = {
@@ -35,7 +37,7 @@ _WHERE = {
     "attention.attend": ("Attend", "attend"),
     "attention.capture": ("capture",),
     "attributes.compare": ("Compare", "compare"),
-    "data.source": ("images",),
+    "data.source": ("images", "read_pixels"),
     "errors": ("InputError",),
     "gradients.accumulate": ("Accumulate", "accumulate"),
     "job": ("analyze", "write_report"),
@@ -46,6 +48,8 @@ _WHERE = {
     "models.model": ("Model",),
     "result": ("Result",),
     "robustness.accuracy": ("Accuracy", "accuracy"),
+    "training.loop": ("train",),
+    "training.recipe": ("Recipe",),
     "types": ("Batch", "Card", "Preprocess"),
 }
 _NAMES = {name: module for module, names in _WHERE.items() for name in names}
@@ -61,6 +65,7 @@ __all__ = [
     "InputError",
     "Model",
     "Preprocess",
+    "Recipe",
     "Result",
     "Said",
     "Step",
@@ -79,9 +84,11 @@ __all__ = [
     "load",
     "open",
     "pgd_steps",
+    "read_pixels",
     "shipped",
     "sweep",
     "synthesise",
+    "train",
     "write_report",
 ]
 

@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +53,7 @@ class Result:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         versions = {name: version(name) for name in ("numpy", "robust-interp", "timm", "torch")}
         made = {"versions": versions, "device": device, "seconds": round(time.perf_counter() - started, 2)}
-        return cls(kind, title, data, asdict(params), inputs_of(models, batch), made)
+        return cls(kind, title, data, as_plain(params), inputs_of(models, batch), made)
 
     @property
     def key(self) -> str:
@@ -137,6 +137,16 @@ def content_key(kind: str, params: dict[str, Any], inputs: dict[str, Any]) -> st
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def as_plain(params: Any) -> dict[str, Any]:
+    """Parameters (a dataclass) as plain data.
+
+    A field with the metadata `later` was added when results had been saved without: at its default it is left out, so that they
+    keep their key.
+    """
+    unsaid = {f.name for f in fields(params) if f.metadata.get("later") and getattr(params, f.name) == f.default}
+    return {name: value for name, value in asdict(params).items() if name not in unsaid}
+
+
 def inputs_of(models: Any, batch: Any) -> dict[str, Any]:
     """What identifies the inputs of an analysis: the digests of the models, in order, and of the images."""
     return {"models": [m.digest for m in models], "ids": [m.card.id for m in models], "batch": batch.digest}
@@ -144,7 +154,7 @@ def inputs_of(models: Any, batch: Any) -> dict[str, Any]:
 
 def remember(folder: Path, kind: str, analysis: Callable[..., Result], models: Any, batch: Any, params: Any) -> Result:
     """The saved result of this work from `folder`, or else `analysis(models, batch, params)`, saved there."""
-    path = folder / f"{kind}-{content_key(kind, asdict(params), inputs_of(models, batch))}.nc"
+    path = folder / f"{kind}-{content_key(kind, as_plain(params), inputs_of(models, batch))}.nc"
     if path.is_file():
         return open_result(path)
     result = analysis(models, batch, params)

@@ -69,9 +69,9 @@ def train_and_publish(
     sources = [_source(recipe, spec) for spec in (data, extra) if spec]
     for source in sources:
         if source.classes and held_out.classes and source.classes != held_out.classes:
+            ours, theirs = (", ".join(classes[:4]) for classes in (source.classes, held_out.classes))
             raise InputError(
-                f"training images have the classes {', '.join(source.classes[:4])}…, test images {', '.join(held_out.classes[:4])}…; "
-                "give sets with the same classes in the same order"
+                f"training images have the classes {ours}…, test images {theirs}…; give sets with the same ones in the same order"
             )
     net = train(
         recipe,
@@ -86,7 +86,7 @@ def train_and_publish(
     if int(os.environ.get("RANK", "0")):
         return None
     trained = {
-        "recipe": f"{recipe.id}.toml",
+        "recipe": f"recipes/{recipe.id}.toml",
         "command": command,
         "hardware": hardware(device),
         "minutes": round(minutes_of(folder), 1),

@@ -86,7 +86,8 @@ class Card:
     """All that is known of one checkpoint; written beside the weights as TOML.
 
     `arch_args` carries what the shapes of the weights cannot show, such as strides. training says in words how the weights
-    were made; empty means unknown, and then a missing threat says nothing about robustness.
+    were made; empty means unknown, and then a missing threat says nothing about robustness. trained says what the run was, in
+    plain TOML values: recipe (a file), command, hardware, minutes, epochs; empty where that is not known.
     """
 
     id: str
@@ -99,6 +100,7 @@ class Card:
     sha256: str = ""
     origin: str = ""
     training: str = ""
+    trained: dict[str, Any] = field(default_factory=dict)
     threat: Threat | None = None
     numbers: tuple[Number, ...] = ()
     licence: str = ""
@@ -106,7 +108,7 @@ class Card:
 
     def __post_init__(self) -> None:
         texts = ("id", "arch", "weights", "sha256", "origin", "training", "licence", "citation")
-        _expect("card", self, **dict.fromkeys(texts, str), num_classes=int, arch_args=dict, labels=tuple)
+        _expect("card", self, **dict.fromkeys(texts, str), num_classes=int, arch_args=dict, trained=dict, labels=tuple)
         if not all(isinstance(label, str) for label in self.labels):
             raise InputError(f"card {self.id!r} has labels that are no words: {str(self.labels)[:60]}")
         if self.labels and len(self.labels) != self.num_classes:

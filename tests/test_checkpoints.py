@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import interp
+from interp.models.load import contrast, locate
 from interp.models.model import model_coords
 from interp.robustness.accuracy import correct
 from interp.training.recipe import Recipe
@@ -15,6 +16,7 @@ from interp.types import Batch, Card
 
 ROOT = Path(__file__).parents[1]
 CARDS = [Card.read(path) for path in interp.shipped().values()]
+CONTRAST = [Card.read(path) for path in contrast().values()]
 TWINS = [(c.id.removesuffix("_linf") + "_standard", c.id) for c in CARDS if c.id.endswith("_linf")]
 
 pytestmark = pytest.mark.weights
@@ -23,22 +25,26 @@ pytestmark = pytest.mark.weights
 def test_three_pairs_of_twins_are_shipped_and_stay_small() -> None:
     assert len(CARDS) == 6
     assert len(TWINS) == 3
-    assert sum(p.stat().st_size for p in (ROOT / "checkpoints").iterdir()) < 32 * 2**20
+    files = [p for folder in ("", "contrast") for p in (ROOT / "checkpoints" / folder).glob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) < 32 * 2**20
 
 
-@pytest.mark.parametrize("card", CARDS, ids=lambda c: c.id)
+@pytest.mark.parametrize("card", CARDS + CONTRAST, ids=lambda c: c.id)
 def test_a_copy_without_its_card_is_known_by_its_bytes(card: Card, tmp_path: Path) -> None:
     copy = tmp_path / "renamed.safetensors"
-    shutil.copy(ROOT / "checkpoints" / card.weights, copy)
+    shutil.copy(locate(card.id), copy)
     assert interp.load(copy).digest == interp.load(card.id).digest
 
 
-@pytest.mark.parametrize("card", CARDS, ids=lambda c: c.id)
+@pytest.mark.parametrize("card", CARDS + CONTRAST, ids=lambda c: c.id)
 def test_card_is_complete_and_true_to_its_file(card: Card, samples: Batch) -> None:
     model = interp.load(card.id)  # also compares the sha256
     assert model.card == card
     assert 0.3e6 < model.parameters_count < 3.5e6
     assert card.licence and card.training and card.sha256
+    recipe = Path(card.trained["recipe"]).name
+    assert (ROOT / "recipes" / recipe).is_file() and f"recipes/{recipe}" in card.trained["command"]
+    assert card.trained["hardware"] and card.trained["minutes"] > 0 and card.trained["epochs"] > 0
     for name, least in (("clean", 1000), ("pgd20", 1000)):
         number = card.number(name)
         assert number is not None
@@ -71,7 +77,12 @@ def test_recipe_says_what_the_card_says(card: Card) -> None:
     assert (recipe.preprocess, recipe.training) == (card.preprocess, card.training)
 
 
-def test_readme_table_is_the_cards() -> None:
-    from interp.publish import checkpoint_table
+def test_the_examples_have_ids_of_their_own() -> None:
+    assert not {c.id for c in CONTRAST} & {c.id for c in CARDS}
+    assert all(locate(c.id).parent.name == "contrast" for c in CONTRAST)
 
-    assert checkpoint_table(CARDS) in (ROOT / "checkpoints" / "README.md").read_text(encoding="utf-8")
+
+def test_readme_table_is_the_cards() -> None:
+    from interp.publish import checkpoint_tables
+
+    assert checkpoint_tables(CARDS, CONTRAST) in (ROOT / "checkpoints" / "README.md").read_text(encoding="utf-8")

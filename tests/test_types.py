@@ -24,6 +24,7 @@ FULL = Card(
     sha256="ab" * 32,
     origin="interp train",
     training="adversarial, 1.25·ε",
+    trained={"recipe": "recipes/xcit.toml", "command": "interp train 'a b.toml'", "minutes": 39, "epochs": 4.5},
     threat=Threat("linf", 8 / 255),
     numbers=(Number("clean", 0.53, 10000, 0.52, 0.54, "here"), Number("pgd20", 1 / 3, 1000, 0.3, 0.36, "L∞, 20 steps")),
     licence="Apache-2.0",
@@ -63,6 +64,8 @@ def test_a_card_names_its_classes_and_numbers() -> None:
         (PLAIN.to_toml().replace("num_classes", "classes"), "classes"),
         (PLAIN.to_toml().replace("size = 32", "sizes = 32"), "sizes"),
         (PLAIN.to_toml() + "\n[threat]\nnorm = 'linf'", "eps"),
+        (PLAIN.to_toml().replace("[trained]", "[trained_]"), "trained_"),
+        ('id="a"\narch="b"\nnum_classes=3\ntrained="9 minutes"\n[preprocess]', "trained is '9 minutes'; expected dict"),
         (PLAIN.to_toml().replace("resize = 32", "resize = 32\ncolour = 'red'"), "colour"),
         ('id="a"\narch="b"\nnum_classes=3\n[preprocess]\nmean=["a", 1, 2]', "could not convert"),
         ('id="a"\narch="b"\nnum_classes=3\n[preprocess]\nstd=[0.0, 1.0, 1.0]', "std above zero"),
@@ -71,6 +74,11 @@ def test_a_card_names_its_classes_and_numbers() -> None:
 def test_what_is_no_card_is_refused(text: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         Card.from_toml(text)
+
+
+def test_a_card_from_before_its_run_was_told_is_read() -> None:
+    old = PLAIN.to_toml().replace("[trained]\n", "")
+    assert "trained" not in old and Card.from_toml(old) == PLAIN and PLAIN.trained == {}
 
 
 def test_labels_must_be_as_many_as_classes() -> None:

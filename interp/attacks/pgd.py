@@ -37,7 +37,7 @@ def _margin(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def _kl(logits: Tensor, p: Tensor) -> Tensor:
-    """KL(p ‖ softmax(logits)) to a distribution p (n, classes): what TRADES crafts with (Zhang et al., arXiv 1901.08573, eq. 5)."""
+    """KL(p ‖ softmax(logits)) to a distribution p (n, classes): what TRADES crafts with (Zhang et al., arXiv 1901.08573)."""
     return (torch.xlogy(p, p) - p * logits.log_softmax(1)).sum(1)
 
 

@@ -12,6 +12,7 @@ from interp.models.catalogue import by_sha256
 from interp.types import Card, InputError
 
 CARD = "interp_card"  # key of a safetensors header, written by `publish`
+CONTRAST = "contrast"  # within the folder of the shipped checkpoints: those that are examples of something, not default models
 ENDINGS = (".pth.tar", ".tar.gz")
 
 
@@ -33,6 +34,11 @@ def checkpoint_folder() -> Path:
     return installed if installed.is_dir() else package.parent / "checkpoints"
 
 
+def cards_in(folder: Path) -> dict[str, Path]:
+    """Ids of the checkpoints in a folder, in order, with the paths of their cards; none where there is no folder."""
+    return {p.stem: p for p in sorted(folder.glob("*.toml"))}
+
+
 def sidecar(path: Path) -> Path:
     """Where the card of a checkpoint file lies: beside it, the file's ending replaced by .toml."""
     ending = next((e for e in ENDINGS if path.name.endswith(e)), path.suffix)
@@ -49,7 +55,7 @@ def known_card(path: Path, sha256: str, metadata: Mapping[str, str]) -> Known | 
         return Known(card, "the card beside the file", own=True)
     if inside := metadata.get(CARD):
         return Known(Card.from_toml(inside), "the card inside the file", own=True)
-    for other in sorted(checkpoint_folder().glob("*.toml")):
+    for other in (*cards_in(checkpoint_folder()).values(), *cards_in(checkpoint_folder() / CONTRAST).values()):
         card = Card.read(other)
         if card.sha256 == sha256:
             return Known(card, f"the card of {card.id} (same sha256)", own=False)

@@ -23,7 +23,7 @@ from interp.models.describe import cost
 from interp.models.fits import COUNTED
 from interp.models.hub import from_hub
 from interp.models.inspect import Inspection, inspect
-from interp.models.known import checkpoint_folder
+from interp.models.known import CONTRAST, cards_in, checkpoint_folder
 from interp.models.model import Model
 from interp.models.normalise import normaliser
 from interp.models.settle import doubt, settle
@@ -33,8 +33,13 @@ log = logging.getLogger(__name__)
 
 
 def shipped() -> dict[str, Path]:
-    """Ids of the checkpoints at hand, with the paths of their cards."""
-    return {p.stem: p for p in sorted(checkpoint_folder().glob("*.toml"))}
+    """Ids of the checkpoints at hand, with the paths of their cards: the default models of every analysis."""
+    return cards_in(checkpoint_folder())
+
+
+def contrast() -> dict[str, Path]:
+    """The same for the shipped checkpoints that are examples of something, such as gradient masking; loaded only by name."""
+    return cards_in(checkpoint_folder() / CONTRAST)
 
 
 def load(
@@ -87,9 +92,9 @@ def locate(text: str) -> Path:
     if text.startswith("hf-hub:"):
         return from_hub(text.removeprefix("hf-hub:"))
     ids = shipped()
-    if text in ids:
-        path = ids[text].with_suffix(".safetensors")
-        return path if path.is_file() else ids[text].with_name(Card.read(ids[text]).weights or path.name)
+    if card := ids.get(text) or contrast().get(text):
+        path = card.with_suffix(".safetensors")
+        return path if path.is_file() else card.with_name(Card.read(card).weights or path.name)
     path = Path(text)
     if path.exists():
         return path
@@ -97,7 +102,7 @@ def locate(text: str) -> Path:
         return _fetched(text)
     if path.suffix or os.sep in text:
         return path  # reading it says that it is not there
-    near = difflib.get_close_matches(text, [*ids, *(e.name for e in catalogue().values())], n=3, cutoff=0.3)
+    near = difflib.get_close_matches(text, [*ids, *contrast(), *(e.name for e in catalogue().values())], n=3, cutoff=0.3)
     raise InputError(
         f"{text!r} is neither a shipped checkpoint nor a file; the nearest ids are {', '.join(near or ids)}. "
         f"Give a path to a checkpoint, an id of `interp models '*'`, or timm:NAME"

@@ -51,6 +51,7 @@ def accuracy(result: Result) -> Text:
     data, attack = result.data, result.params["attack"]
     each = "; ".join(
         f"{labels(data)[m]}: clean {interval(result, 'clean', m)}, under attack {interval(result, 'attacked', m)}"
+        + (f", under AutoAttack {interval(result, 'autoattack', m)}" if "autoattack" in data else "")
         for m in rows(data)
     )
     n = data["clean"].attrs["n"]

@@ -2,7 +2,7 @@
 
 Robust accuracy counts an image only when it is classified correctly and neither attack changes that: PGD on the
 cross-entropy, then PGD on the margin for the images that are left (a loss whose gradient does not vanish where
-cross-entropy saturates; Carlini & Wagner, arXiv 1608.04644).
+cross-entropy saturates; Carlini & Wagner, arXiv 1608.04644). On demand AutoAttack is run beside them, on all images anew.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -21,16 +21,21 @@ from interp.attacks.pgd import PGD, attack
 from interp.models.load import check_labels
 from interp.models.model import Model, macs, model_coords
 from interp.result import Result, with_interval
+from interp.robustness.autoattack import autoattack
 from interp.stats import wilson
 from interp.types import Batch, InputError
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """The attack of the robust accuracy; steps of 2/255 at ε = 8/255 are the field's PGD-20."""
+    """The attack of the robust accuracy; steps of 2/255 at ε = 8/255 are the field's PGD-20.
+
+    autoattack: whether AutoAttack (standard) is run too, in the attack's norm and ε; it takes seconds to minutes per image.
+    """
 
     attack: PGD = PGD(8 / 255, "linf", steps=20, step_size=2 / 255)
     chunk: int = 64
+    autoattack: bool = field(default=False, metadata={"later": True})
 
 
 def correct(
@@ -56,13 +61,17 @@ def accuracy(models: Sequence[Model], batch: Batch, params: Accuracy = Accuracy(
     if bool((batch.labels < 0).any()):
         raise InputError("accuracy needs labelled images; a single image file has no label: use folder: or parquet:")
     started = time.perf_counter()
-    names = ("clean", "attacked")
+    names = ("clean", "attacked", *(["autoattack"] if params.autoattack else []))
     rates = []
     for model in tqdm(models, desc="accuracy", leave=False):
         check_labels(model.card, batch)
         clean = correct(model, batch, chunk=params.chunk)
         robust = correct(model, batch, params.attack, chunk=params.chunk, losses=("ce", "margin"))
-        rates.append([wilson(int(v.sum()), len(v)) for v in (clean, robust)])
+        held = [clean, robust]
+        if params.autoattack:
+            pgd = params.attack
+            held.append(autoattack(model, batch, norm=pgd.norm, eps=pgd.eps, chunk=params.chunk, seed=pgd.seed))
+        rates.append([wilson(int(v.sum()), len(v)) for v in held])
     data = xr.Dataset(coords=model_coords(models))
     for i, name in enumerate(names):
         of_all = [r[i] for r in rates]
