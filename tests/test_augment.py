@@ -111,10 +111,10 @@ def test_randaugment_is_timms_and_its_name_is_checked() -> None:
     assert transform is not None
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     results = set()
-    for seed in range(20):
+    for seed in range(300):  # among them posterising to no bit at all, which Pillow refuses
         reseed(seed)
         results.add(transform(image).tobytes())
-    assert len(results) > 8 and all(len(r) == 32 * 32 * 3 for r in results)
+    assert len(results) > 150 and all(len(r) == 32 * 32 * 3 for r in results)
     for wrong in ("randd-m9", "rand-m9-z3", "rand-mx"):
         with pytest.raises(InputError, match=rf"randaugment is '{wrong}'; expected timm's form"):
             on_pictures(dataclasses.replace(PLAIN, randaugment=wrong))

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from interp.training.recipe import Recipe
@@ -105,9 +105,18 @@ def on_pictures(recipe: Recipe) -> Picture | None:
         if re.fullmatch(r"rand(-(m\d+|n\d+|mstd[\d.]+|mmax\d+|inc[01]|p[\d.]+|t\w+))*", recipe.randaugment) is None:
             raise InputError(f"randaugment is {recipe.randaugment!r}; expected timm's form, such as rand-m9-mstd0.5-inc1")
         how = {"translate_const": int(0.45 * size), "img_mean": (128, 128, 128)}
-        steps.append(rand_augment_transform(recipe.randaugment, how))
+        transform = rand_augment_transform(recipe.randaugment, how)
+        for op in transform.ops:
+            if op.name.startswith("Posterize"):
+                op.aug_fn = _posterize
+        steps.append(transform)
     elif recipe.color_jitter:
         from torchvision.transforms import ColorJitter
 
         steps.append(ColorJitter(*[recipe.color_jitter] * 3))
     return (lambda picture: functools.reduce(lambda p, step: step(p), steps, picture)) if steps else None
+
+
+def _posterize(picture: Image.Image, bits: int, **_: object) -> Image.Image:
+    """Posterize with at least one bit: timm's increasing variant asks for none at times, which newer Pillows refuse."""
+    return picture if bits >= 8 else ImageOps.posterize(picture, max(1, bits))
