@@ -83,6 +83,8 @@ def train_and_publish(
         device=str(device),
         workers=workers,
     )
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     if int(os.environ.get("RANK", "0")):
         return None
     trained = {

@@ -52,10 +52,10 @@ def train(
     sources = [data] if extra is None else [data, extra]
     feed = Feed(recipe, sources, rank=world.rank, world=world.size)
     with generators_kept():
-        trainer = Trainer(recipe, total=feed.total, per_epoch=feed.per_epoch, device=where, world=world)
-        run = _Run(trainer, feed, folder if world.rank == 0 else None, watch)
-        run.resume(folder, fresh)
         try:
+            trainer = Trainer(recipe, total=feed.total, per_epoch=feed.per_epoch, device=where, world=world)
+            run = _Run(trainer, feed, folder if world.rank == 0 else None, watch)
+            run.resume(folder, fresh)
             run.go(workers)
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise InputError(_too_large(recipe, where)) from error
