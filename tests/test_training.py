@@ -107,6 +107,18 @@ def test_training_learns_what_can_be_learned(objective: str, tmp_path: Path) -> 
     assert Recipe.read(tmp_path / "recipe.toml") == recipe
 
 
+def test_metrics_reach_tensorboard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run(dataclasses.replace(QUICK, epochs=2), folder=tmp_path)
+    seen = EventAccumulator(str(tmp_path / "tensorboard"))
+    seen.Reload()
+    rows = rows_of(tmp_path)
+    assert [(e.step, pytest.approx(e.value, rel=1e-4)) for e in seen.Scalars("loss")] == [
+        (int(r["step"]), float(r["loss"])) for r in rows
+    ]
+
+
 def test_hat_learns_with_its_helper(checkpoints: Path) -> None:
     with pytest.raises(InputError, match="helper tiny_standard has 10 classes, the recipe 2"):
         run(dataclasses.replace(ROBUST, objective="hat", helper="tiny_standard"))

@@ -162,7 +162,7 @@ def _advance(x: Images, step: Step, pgd: PGD) -> Images:
 
 
 def craft(model: nn.Module, x: Images, y: Tensor, pgd: PGD, *, start: Images | None = None) -> Images:
-    """Where one PGD run ends, without the forward pass that `attack` spends on reading it: for adversarial training."""
+    """Where one PGD run ends (restarts play no part), without the forward pass that `attack` reads it with: for training."""
     *_, last = itertools.islice(pgd_steps(model, x, y, pgd, start=start), pgd.steps)
     return _advance(x, last, pgd)
 

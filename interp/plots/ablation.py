@@ -19,7 +19,7 @@ NAMES = {
     "weight_decay": "weight decay",
     "label_smoothing": "label smoothing",
 }
-MARKS = (("clean", "o", "white", "clean"), ("fgsm", "|", PALETTE[1], "FGSM"), ("pgd20", "s", PALETTE[0], "PGD-20"))
+MARKS = (("clean", "o", 4.5, "clean"), ("pgd20", "s", 4, "PGD-20"), ("fgsm", "|", 9, "FGSM (one step)"))
 
 
 def runs(result: Result) -> Figure:
@@ -61,12 +61,14 @@ def _choices(ax: Axes, data: xr.Dataset, keys: list[str], order: np.ndarray) -> 
 
 def _accuracies(ax: Axes, data: xr.Dataset, order: np.ndarray) -> None:
     at = np.arange(len(order))
-    for name, mark, face, label in MARKS:
+    for name, mark, size, label in MARKS:
         value = data[name].values[order]
+        if name == "fgsm":  # a second reading of the same images: no interval of its own
+            ax.plot(value, at, mark, color=PALETTE[5], markersize=size, markeredgewidth=1.5, label=label, zorder=3)
+            continue
         ends = np.abs(np.stack([data[f"{name}_low"].values[order], data[f"{name}_high"].values[order]]) - value)
-        colour = PALETTE[1] if name == "fgsm" else PALETTE[0]
-        bars = None if name == "fgsm" else ends
-        ax.errorbar(value, at, xerr=bars, fmt=mark, color=colour, markerfacecolor=face, markersize=4, lw=1, label=label)
+        face = "white" if name == "clean" else PALETTE[0]
+        ax.errorbar(value, at, xerr=ends, fmt=mark, color=PALETTE[0], markerfacecolor=face, markersize=size, lw=1, label=label)
     ax.set_ylim(-0.7, len(order) - 0.3)
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)

@@ -22,23 +22,18 @@ def moved_weights(
     processes. Limit: gamma = 0 moves nothing.
     """
     weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-    buffers = [b.clone() for b in model.buffers()]
-    gradients = torch.autograd.grad(loss_of(), weights, allow_unused=True)
-    moves = []
-    with torch.no_grad():
-        for buffer, before in zip(model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-        for weight, gradient in zip(weights, gradients, strict=True):
-            if gradient is None:
-                continue
-            g = mean(gradient)
-            move = gamma * weight.norm() / (g.norm() + 1e-20) * g
-            before = weight.clone()
-            weight.add_(move)
-            moves.append((weight, before))
+    kept = [(t, t.clone()) for t in (*weights, *model.buffers())]
     try:
+        gradients = torch.autograd.grad(loss_of(), weights, allow_unused=True)
+        with torch.no_grad():
+            for buffer, before in kept[len(weights) :]:
+                buffer.copy_(before)
+            for weight, gradient in zip(weights, gradients, strict=True):
+                if gradient is not None:
+                    g = mean(gradient)
+                    weight.add_(gamma * weight.norm() / (g.norm() + 1e-20) * g)
         yield
     finally:
         with torch.no_grad():
-            for weight, before in moves:
+            for weight, before in kept[: len(weights)]:
                 weight.copy_(before)
