@@ -36,7 +36,8 @@ class Recipe:
     objective: standard, pgd (Madry et al.), trades, mart, hat or score; beta, gamma, helper and helper_step are theirs.
     eps_schedule: constant, linear or sine over the first eps_period epochs; step_follows: whether the step size shrinks with
     ε, or is that of the final ε from the start (as in the paper's code). batch_size counts all processes together.
-    extra_share: share of each batch taken from a second data set (generated images, Gowal et al., arXiv 2110.09468).
+    Where images are mixed, the attack takes the label that outweighs, as in the paper's code. extra_share: share of each batch
+    taken from a second data set (generated images, Gowal et al., arXiv 2110.09468).
     """
 
     id: str
@@ -203,9 +204,7 @@ class Recipe:
         try:
             values["preprocess"] = Preprocess(**values.get("preprocess", {"size": 32, "resize": 32}))
             return cls(**values)
-        except TypeError as error:
-            raise InputError(f"{where}: {error}") from error
-        except InputError as error:
+        except (TypeError, InputError) as error:
             raise InputError(f"{where}: {error}") from error
 
 

@@ -10,7 +10,6 @@ import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -112,11 +111,15 @@ class Trainer:
         images, target = self._prepare(x, y)
         labels = target.argmax(1) if target.ndim == 2 else target
         crafted = self._craft(images, labels, eps) if self.objective.craft else images
-        loss_of = partial(self._loss, images, crafted, target)
+
+        def look(network: nn.Module) -> tuple[Tensor, Tensor]:
+            return self._loss(network, images, crafted, target)
+
+        self.forward.train()
         awp = recipe.awp if epoch >= recipe.awp_from else 0.0
-        alone = partial(self._loss, images, crafted, target, network=self.model.train())
-        with moved_weights(self.model, lambda: alone()[0], awp, mean=self.world.mean) if awp else contextlib.nullcontext():
-            loss, logits = loss_of()
+        moved = moved_weights(self.model, lambda: look(self.model)[0], awp, mean=self.world.mean)
+        with moved if awp else contextlib.nullcontext():
+            loss, logits = look(self.forward)
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()
         if recipe.clip:
@@ -155,9 +158,8 @@ class Trainer:
                 start = x + NORMS[recipe.norm].start(torch.randn_like(x), torch.rand(len(x), device=x.device), radius)
             return craft(self.look, x, aim, pgd, start=start).detach()  # type: ignore[arg-type]
 
-    def _loss(self, x: Images, crafted: Images, target: Tensor, network: nn.Module | None = None) -> tuple[Tensor, Tensor]:
-        """The objective and the logits that accuracies are read from, in train mode."""
-        net = network or self.forward.train()
+    def _loss(self, net: nn.Module, x: Images, crafted: Images, target: Tensor) -> tuple[Tensor, Tensor]:
+        """The objective and the logits that accuracies are read from."""
         with self._precision():
             views: dict[str, Any] = {}
             if "clean" in self.objective.views:
