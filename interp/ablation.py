@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,9 +27,12 @@ from interp.result import Result, with_interval
 from interp.robustness.accuracy import correct
 from interp.stats import Interval, wilson
 from interp.train_job import Machine, hardware
-from interp.training.loop import train
+from interp.training.loop import Diverged, train
 from interp.training.recipe import Recipe, near, read_toml
+from interp.training.record import minutes_of
 from interp.types import Batch, Card, InputError
+
+log = logging.getLogger(__name__)
 
 MEASURES = ("clean", "fgsm", "pgd20")
 TITLES = {"clean": "clean accuracy", "fgsm": "accuracy under FGSM (one step of ε)", "pgd20": "accuracy under PGD-20"}
@@ -51,6 +55,8 @@ class Ablation:
             if key not in known:
                 raise InputError(f"{path} has the key {key!r}{near(key, known)}")
         found = cls(str(raw.get("id", path.stem)), raw.get("recipe", {}) | dict(changes or {}), raw.get("grid", {}))
+        if fixed := sorted(set(changes or {}) & set(found.grid)):
+            raise InputError(f"{fixed[0]} is in the grid of {path}; choose among its values with --only, or change the file")
         if not found.grid or not all(isinstance(v, list) and v for v in found.grid.values()):
             raise InputError(f"{path} has no [grid]; expected a table of keys with lists of values, as in recipes/ablation.toml")
         for run in found.runs():
@@ -97,27 +103,31 @@ def ablate(
 ) -> Result:
     """Train and measure the runs of a plan in FOLDER and return all of its runs that are measured there.
 
-    Clean accuracy on all of `test`, FGSM and PGD-20 (step ε/4) at the recipe's norm and ε on its first `attacked` images.
+    Clean accuracy on all of `test`, FGSM and PGD-20 (step ε/4) at the recipe's norm and ε on `attacked` of its images.
     """
     started = time.perf_counter()
+    if attacked < 1:
+        raise InputError(f"attacked is {attacked}; expected at least 1 image")
     device, workers = machine.settle()
     with tqdm(plan.runs(only), desc=plan.id, unit="run") as bar:
         for run in bar:
             recipe = plan.recipe(run)
             at = folder / "runs" / recipe.id
             if _measured(at, data, test, attacked) is None:
-                before = time.monotonic()
-                net = train(recipe, data, folder=at, device=str(device), workers=workers)
-                minutes = (time.monotonic() - before) / 60
-                model = Model(net, Card(recipe.id, recipe.arch, recipe.num_classes, recipe.preprocess, recipe.arch_args))
-                counts = _counts(model, test, recipe, attacked)
-                _keep(at, Measured(run, counts, round(minutes, 2), hardware(device)), data, test, attacked)
+                try:
+                    net = train(recipe, data, folder=at, device=str(device), workers=workers)
+                except Diverged as error:
+                    log.warning("%s is left out: %s", run, error)
+                    continue
+                card = Card(recipe.id, recipe.arch, recipe.num_classes, recipe.preprocess, recipe.arch_args)
+                counts = _counts(Model(net, card).to(device), test, recipe, attacked)
+                _keep(at, Measured(run, counts, round(minutes_of(at), 2), hardware(device)), data, test, attacked)
     done = [m for run in plan.runs() if (m := _measured(folder / "runs" / plan.recipe(run).id, data, test, attacked))]
     return _result(plan, done, data, test, started)
 
 
 def _counts(model: Model, test: Batch, recipe: Recipe, attacked: int) -> dict[str, tuple[int, int]]:
-    some, eps = test[: min(attacked, len(test))], recipe.eps or 8 / 255
+    some, eps = test.some(attacked), recipe.eps or 8 / 255
     fgsm = PGD(eps, recipe.norm, 1, eps, random_start=False)
     hits = {
         "clean": correct(model, test),
@@ -155,7 +165,7 @@ def _result(plan: Ablation, done: Sequence[Measured], data: Pixels, test: Batch,
     if not done:
         raise InputError(f"no run of {plan.id} is measured yet")
     ids = [plan.recipe(m.run).id for m in done]
-    found = xr.Dataset(coords={"run": ids} | {key: ("run", [m.run[key] for m in done]) for key in plan.grid})
+    found = xr.Dataset(coords={"run": ids} | {key: ("run", _values([m.run[key] for m in done])) for key in plan.grid})
     for name in MEASURES:
         n = done[0].counts[name][1]
         rates = [m.rate(name) for m in done]
@@ -168,6 +178,13 @@ def _result(plan: Ablation, done: Sequence[Measured], data: Pixels, test: Batch,
     params = {"base": plan.base, "grid": plan.grid, "training_images": len(data.labels), "epochs": first.epochs}
     made = {"hardware": done[0].hardware, "torch": torch.__version__, "seconds": round(time.perf_counter() - started, 1)}
     return Result("ablation", f"Ablation {plan.id}", found, params, {"runs": ids, "test": test.digest}, made)
+
+
+def _values(values: list[Any]) -> list[Any]:
+    """The values of one key as numbers or as words, whatever they are in the grid."""
+    if all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in values):
+        return [float(v) for v in values]
+    return [v if isinstance(v, str) else json.dumps(v) for v in values]
 
 
 def ablation_table(result: Result) -> str:

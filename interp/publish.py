@@ -39,11 +39,12 @@ def publish(
     attacked: int = 1000,
     autoattack: int = 0,
     trained: Mapping[str, Any] | None = None,
+    device: str = "cpu",
 ) -> Card:
     """Write FOLDER/ID.safetensors (fp16) and FOLDER/ID.toml, measured on `test` after rounding to half precision.
 
-    Clean accuracy on all of `test`, PGD-20 on its first `attacked` images, AutoAttack on its first `autoattack` ones (0: not at
-    all), both with L∞ 8/255, or L2 0.5 where the recipe trains against L2. trained: what the run was, for the card.
+    Clean accuracy on all of `test`, PGD-20 on `attacked` of its images, AutoAttack on `autoattack` of them (`Batch.some`; 0: not
+    at all), both with L∞ 8/255, or L2 0.5 where the recipe trains against L2. trained: what the run was, for the card.
     Both files are complete before either replaces an older one; should only one be replaced, the card's sha256 makes loading
     refuse the pair.
     """
@@ -66,7 +67,7 @@ def publish(
         threat=recipe.threat,
         licence=recipe.licence,
     )
-    card = dataclasses.replace(card, numbers=_measure(Model(rounded, card), test, attacked, autoattack))
+    card = dataclasses.replace(card, numbers=_measure(Model(rounded, card).to(device), test, attacked, autoattack))
     with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
         file = Path(part) / card.weights
         save_file(weights, file, metadata={CARD: card.to_toml()})
@@ -84,6 +85,8 @@ def check_test_images(recipe: Recipe, test: Batch) -> None:
         raise InputError("the test images have no labels; give parquet: or folder:")
     if test.classes and len(test.classes) != recipe.num_classes:
         raise InputError(f"recipe {recipe.id} has {recipe.num_classes} classes, the test images {len(test.classes)}")
+    if int(test.labels.max()) >= recipe.num_classes:
+        raise InputError(f"recipe {recipe.id} has {recipe.num_classes} classes, test labels go up to {int(test.labels.max())}")
 
 
 def _half(v: torch.Tensor) -> torch.Tensor:
@@ -96,13 +99,13 @@ def _measure(model: Model, test: Batch, attacked: int, autoattack: int) -> tuple
     threat = model.card.threat
     pgd = PGD20_L2 if threat and threat.norm == "l2" else PGD20
     steps = "20 steps of 0.1" if pgd is PGD20_L2 else "20 steps of 2/255"
-    numbers = [
-        _number("clean", correct(model, test), ""),
-        _number("pgd20", correct(model, test[:attacked], pgd), f": {BALL[pgd.norm]}, {steps}, random start"),
-    ]
+    numbers = [_number("clean", correct(model, test), "")]
+    if attacked > 0:
+        held = correct(model, test.some(attacked), pgd)
+        numbers.append(_number("pgd20", held, f": {BALL[pgd.norm]}, {steps}, random start"))
     if autoattack > 0:
-        held = run_autoattack(model, test[:autoattack], norm=pgd.norm, eps=pgd.eps)
-        how = f": AutoAttack, standard version, {BALL[pgd.norm]}, the first {len(held)} test images"
+        held = run_autoattack(model, test.some(autoattack), norm=pgd.norm, eps=pgd.eps)
+        how = f": AutoAttack, standard version, {BALL[pgd.norm]}, {len(held)} test images"
         numbers.append(_number("autoattack", held, how))
     return tuple(numbers)
 

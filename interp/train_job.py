@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,18 +54,24 @@ def train_and_publish(
     folder: Path,
     machine: Machine = Machine(),
     fresh: bool = False,
+    tested: int | None = None,
     watched: int = 256,
     attacked: int = 1000,
     autoattack: int = 0,
-    command: str = "",
+    said: Mapping[str, str] | None = None,
 ) -> Card | None:
     """Train in FOLDER, measure, and leave FOLDER/ID.safetensors with its card there; a run found in FOLDER is continued.
 
-    watched, attacked, autoattack: how many test images to look at after each epoch, and to attack at the end. Returns the card,
-    None in all but the first of several processes. Raises InputError where recipe, data and test images do not fit together.
+    tested, watched, attacked, autoattack: how many test images to measure (all if None), to look at after each epoch, and to
+    attack at the end. said: recipe file and command, for the card. Returns the card, None in all but the first of several
+    processes. Raises InputError where recipe, data and test images do not fit together.
     """
+    if min(watched, attacked, autoattack) < 0:
+        raise InputError(
+            f"watched, attacked and autoattack are {watched}, {attacked} and {autoattack}; expected 0 or more of each"
+        )
     device, workers = machine.settle()
-    held_out = images(test, preprocess=recipe.preprocess)
+    held_out = images(test, n=tested, preprocess=recipe.preprocess)
     check_test_images(recipe, held_out)
     sources = [_source(recipe, spec) for spec in (data, extra) if spec]
     for source in sources:
@@ -77,7 +84,7 @@ def train_and_publish(
         recipe,
         sources[0],
         extra=sources[1] if extra else None,
-        watch=held_out[: min(watched, len(held_out))] if watched else None,
+        watch=held_out.some(watched) if watched else None,
         folder=folder,
         fresh=fresh,
         device=str(device),
@@ -87,15 +94,15 @@ def train_and_publish(
         torch.distributed.destroy_process_group()
     if int(os.environ.get("RANK", "0")):
         return None
-    trained = {
-        "recipe": f"recipes/{recipe.id}.toml",
-        "command": command,
+    trained = dict(said or {}) | {
         "hardware": hardware(device),
         "minutes": round(minutes_of(folder), 1),
         "epochs": float(recipe.epochs),
         "finished": time.strftime("%Y-%m-%d"),
     }
-    return publish(net, recipe, held_out, folder=folder, attacked=attacked, autoattack=autoattack, trained=trained)
+    return publish(
+        net, recipe, held_out, folder=folder, attacked=attacked, autoattack=autoattack, trained=trained, device=str(device)
+    )
 
 
 def hardware(device: torch.device) -> str:

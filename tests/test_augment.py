@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,8 @@ def test_processes_share_each_batch() -> None:
     parts = [taken(Feed(PLAIN, [pixels(10)], rank=r, world=2)) for r in (0, 1)]
     for batch, a, b in zip(whole, *parts, strict=True):
         assert sorted(batch) == sorted(a + b) and len(a) == len(b) == 2
+    with pytest.raises(InputError, match="batch_size 6 over 2 processes is odd; mixup and cutmix pair images"):
+        Feed(dataclasses.replace(PLAIN, batch_size=6, mixup=0.8), [pixels(10)], rank=0, world=2)
     with pytest.raises(InputError, match="batch_size 4 does not divide over 3 processes"):
         Feed(PLAIN, [pixels(10)], rank=0, world=3)
 
@@ -160,7 +163,7 @@ def test_single_images_are_augmented_alike_with_and_without_workers(workers: int
     recipe = dataclasses.replace(PLAIN, randaugment="rand-m9-mstd0.5-inc1", epochs=1)
     noise = torch.randint(0, 256, (8, 3, 32, 32), generator=gen(), dtype=torch.uint8)
     data = dataclasses.replace(pixels(8), pixels=noise)
-    feed = Feed(recipe, [data])
+    feed = pickle.loads(pickle.dumps(Feed(recipe, [data])))  # as spawned workers get it
     found = list(feed.batches(0, CPU, workers=workers))
     want = [feed[step] for step in range(2)]
     for (x, y), (a, b) in zip(found, want, strict=True):

@@ -98,6 +98,8 @@ def test_a_period_of_nothing_is_no_warm_up(kind: str) -> None:
         (SHORT + "extra_share = -0.1", "extra_share is -0.1"),
         (SHORT + "weight_decay = -0.1", "weight_decay is -0.1; expected a number ≥ 0"),
         (SHORT + "step_size = 0.0", "step_size is 0.0; expected a share of ε above 0"),
+        (SHORT + 'step_size = "2/255"', "step_size is '2/255'; expected a share of ε, 0.25 for 2/255 at ε = 8/255"),
+        (SHORT + "seed = -1", "seed is -1; expected a number ≥ 0"),
         (SHORT + "resized_crop = [0.5]", r"resized_crop is \[0\.5\]; expected smallest and largest area"),
         (SHORT + "cutmix = 1.0\nbatch_size = 33", "batch_size is 33; mixup and cutmix pair images"),
         ('id = "a"', "missing 1 required positional argument: 'arch'"),

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -80,6 +82,8 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder_of(tmp_path / "two")
     folder_of(tmp_path / "other", ("cat", "dog"), 2)
     folder_of(tmp_path / "three", ("a", "b", "c"), 2)
+    image = {"bytes": (tmp_path / "two" / "dark" / "0.png").read_bytes()}
+    pq.write_table(pa.table({"img": [image] * 5, "label": list(range(5))}), tmp_path / "five.parquet")
     (tmp_path / "r.toml").write_text(RECIPE)
     (tmp_path / "grid.toml").write_text(GRID)
     monkeypatch.chdir(tmp_path)
@@ -118,6 +122,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "too many classes": (["--data", "folder:three", "--test", "folder:three"], "recipe mini has 2 classes, the test images 3"),
     "8 for 8/255": ([*TWO, "--set", "eps=8"], 'eps is 8; expected a value in [0, 1), such as "8/255"'),
+    "labels beyond": (["--data", "folder:two", "--test", "parquet:five.parquet"], "test labels go up to 4"),
+    "negative count": ([*TWO, "--attacked", "-1"], "expected 0 or more of each"),
     "a typo": ([*TWO, "--set", "weight_dekay=1"], "has the key 'weight_dekay'; did you mean 'weight_decay'?"),
     "no value": ([*TWO, "--set", "epochs"], "--set is 'epochs'; expected KEY=VALUE, such as eps=4/255"),
     "no GPU": ([*TWO[:4], "--device", "cuda"], "device is cuda, and torch finds no GPU here"),
@@ -222,6 +228,33 @@ def test_a_wrong_grid_is_refused_before_anything_is_trained(change: dict[str, st
     assert code == 2 and says in said, said
 
 
+def test_grids_of_words_and_of_tables_are_drawn_and_a_run_that_diverges_is_left_out(world: Path, run: Run) -> None:
+    grid = GRID[: GRID.index("[grid]")].replace('eps = "8/255"', 'eps = "8/255"\nclip = 0.0')
+    depths = ", ".join(f"{{ depth = {d}, width = 8, stem_stride = 2 }}" for d in (18, 34))
+    grid += f'[grid]\nobjective = ["pgd", "trades"]\nlr = [0.002, 1e30]\narch_args = [{depths}]\n'
+    (world / "grid.toml").write_text(grid)
+    code, printed, said = run("ablate", "grid.toml", *TWO, "--attacked", 2, "--out-dir", "abl", "--only", "objective=pgd")
+    assert code == 0, said
+    result = interp.open(next((world / "abl").glob("ablation-*.nc")))
+    assert result.data.sizes == {"run": 2} and set(result.data["lr"].values) == {0.002}
+    assert '{"depth": 34' in printed and (world / "abl" / "ablation.png").is_file()
+
+
+def test_a_test_set_sorted_by_class_is_attacked_in_all_of_them() -> None:
+    from collections import Counter
+
+    import torch
+
+    from interp.types import Batch
+
+    batch = Batch(torch.zeros(20, 3, 2, 2), torch.arange(20) // 4)
+    assert Counter(batch.some(10).labels.tolist()) == dict.fromkeys(range(5), 2)
+    mixed = Batch(torch.zeros(4, 3, 2, 2), torch.tensor([3, 0, 2, 1]))
+    assert mixed.some(2).labels.tolist() == [3, 0] and mixed.some(9) is mixed
+
+
 def test_only_values_of_the_grid_can_be_chosen(world: Path, run: Run) -> None:
     code, _, said = run("ablate", "grid.toml", *TWO, "--only", "cutmix=0.5")
     assert code == 2 and "only cutmix = 0.5: the grid has cutmix = [0.0, 1.0]" in said
+    code, _, said = run("ablate", "grid.toml", *TWO, "--set", "cutmix=0.5")
+    assert code == 2 and "cutmix is in the grid of grid.toml; choose among its values with --only" in said

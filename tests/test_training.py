@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -80,6 +81,18 @@ def test_every_shipped_recipe_builds_its_network(path: Path) -> None:
         net = build(recipe.arch, num_classes=recipe.num_classes, arch_args=recipe.arch_args)
     assert num_classes(net.state_dict()) == recipe.num_classes
     assert Recipe.of(tomllib.loads(recipe.to_toml()), "again") == recipe
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_shipped_recipe_takes_a_step(path: Path) -> None:
+    recipe = dataclasses.replace(Recipe.read(path), start="", batch_size=4, precision="float32")
+    trainer = Trainer(recipe, total=10, per_epoch=0.1, device=torch.device("cpu"))
+    x = torch.randint(0, 256, (4, 3, recipe.preprocess.size, recipe.preprocess.size), dtype=torch.uint8, generator=gen())
+    before = [p.clone() for p in trainer.model.parameters()]
+    seen = [trainer.step(x, torch.tensor([0, 1, 2, 3])) for _ in range(2)]
+    assert all(torch.isfinite(s.loss) for s in seen) and seen[1].eps == (recipe.eps if recipe.threat else 0)
+    assert any(not torch.equal(a, b) for a, b in zip(before, trainer.model.parameters(), strict=True))
 
 
 def test_recipes_come_in_twins_that_differ_only_in_how_they_train() -> None:
@@ -175,6 +188,19 @@ class _Stop(Exception):
     pass
 
 
+def _ctrl_c_in(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send a real SIGINT from inside the backward pass of that step."""
+    backward, count = torch.Tensor.backward, [0]
+
+    def interrupted(self: torch.Tensor, *args: Any, **how: Any) -> None:
+        count[0] += 1
+        if count[0] == steps:
+            os.kill(os.getpid(), signal.SIGINT)
+        backward(self, *args, **how)
+
+    monkeypatch.setattr(torch.Tensor, "backward", interrupted)
+
+
 def _stop_after(steps: int, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
     """Let training end with an error once it has taken that many steps."""
     step = Trainer.step
@@ -198,7 +224,7 @@ def test_a_killed_run_goes_on_to_the_weights_of_an_uninterrupted_one(
 ) -> None:
     whole = run(recipe, folder=tmp_path / "whole")
     with monkeypatch.context() as patch:
-        _stop_after(6, patch, KeyboardInterrupt)  # within the second epoch: the state is that of step 6
+        _ctrl_c_in(6, patch)  # within the second epoch; the step is finished first
         with pytest.raises(KeyboardInterrupt):
             run(recipe, folder=tmp_path / "cut")
     with monkeypatch.context() as patch:
@@ -225,6 +251,10 @@ def test_another_recipe_does_not_go_on_from_a_run(tmp_path: Path) -> None:
     run(dataclasses.replace(QUICK, epochs=0.25), folder=tmp_path)
     with pytest.raises(InputError, match=r"holds a run of another recipe \(now epochs = 4.*--fresh"):
         run(folder=tmp_path)
+    other = dark_and_bright()
+    for data in (dataclasses.replace(other, labels=1 - other.labels), dataclasses.replace(other, pixels=255 - other.pixels)):
+        with pytest.raises(InputError, match="holds a run on other training images; give another --out-dir"):
+            train(dataclasses.replace(QUICK, epochs=0.25), data, folder=tmp_path)
     (tmp_path / "state.pt").write_bytes(b"half a sta")
     with pytest.raises(InputError, match=r"state\.pt cannot be read .* --fresh"):
         run(folder=tmp_path)
@@ -321,6 +351,24 @@ def test_drop_path_reaches_the_network_and_leaves_the_card_alone(arch: tuple[str
     assert rates and max(rates) == pytest.approx(0.2) and "drop_path_rate" not in recipe.arch_args
 
 
+def test_l2_is_trained_and_measured_in_l2(tmp_path: Path) -> None:
+    recipe = dataclasses.replace(ROBUST, norm="l2", eps=0.5, step_size=None, steps=2)
+    trainer = Trainer(recipe, total=4, per_epoch=4, device=torch.device("cpu"))
+    x = torch.rand(6, 3, 32, 32, generator=gen())
+    moved = (trainer._craft(x, torch.arange(6) % 2, 0.5) - x).flatten(1).norm(dim=1)
+    assert moved.max() <= 0.5 + 1e-5 and moved.min() > 0.1
+    run(recipe, folder=tmp_path)
+    assert float(rows_of(tmp_path)[-1]["accuracy"]) > 0.7
+
+
+def test_weight_decay_spares_vectors_and_what_the_network_names() -> None:
+    trainer = Trainer(Recipe("x", "xcit_p8", {"embed_dim": 32, "depth": 1}), total=1, per_epoch=1, device=torch.device("cpu"))
+    decayed = {id(p) for p in trainer.optimiser.param_groups[0]["params"]}
+    names = {name for name, p in trainer.model.net.named_parameters() if id(p) in decayed}
+    assert "blocks.0.mlp.fc1.weight" in names and not names & {"cls_token", "blocks.0.norm1.weight", "head.bias"}
+    assert trainer.optimiser.param_groups[1]["weight_decay"] == 0
+
+
 def test_bf16_and_sgd_and_onecycle_train(tmp_path: Path) -> None:
     recipe = dataclasses.replace(ROBUST, precision="bf16", optimizer="sgd", lr=0.02, lr_schedule="onecycle", epochs=5)
     net = run(recipe, folder=tmp_path)
@@ -341,14 +389,27 @@ def test_several_processes_train_as_one(tmp_path: Path) -> None:
         "import dataclasses, sys, torch\n"
         "from pathlib import Path\n"
         f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
-        "from tests.test_training import TWO, dark_and_bright\n"
+        "from tests.test_training import ROBUST, TWO, Trainer, dark_and_bright\n"
         "from interp.training.loop import train\n"
         "if __name__ == '__main__':\n"
         "    torch.set_num_threads(1)\n"
         "    net = train(TWO, dark_and_bright(), folder=Path('run'))\n"
-        "    other = train(dataclasses.replace(TWO, objective='trades', random_start=True), dark_and_bright())\n"
+        "    again = dataclasses.replace(ROBUST, objective='trades', awp=0.005, epochs=2)\n"  # with batch statistics
+        "    other = train(again, dark_and_bright(), folder=Path('whole'))\n"
+        "    step = Trainer.step\n"
+        "    def stopping(self, *batch):\n"
+        "        if self.index == 6:\n"
+        "            raise KeyError\n"
+        "        return step(self, *batch)\n"
+        "    Trainer.step = stopping\n"
+        "    try:\n"
+        "        train(again, dark_and_bright(), folder=Path('cut'))\n"
+        "    except KeyError:\n"
+        "        Trainer.step = step\n"
+        "    torch.distributed.barrier()\n"
+        "    more = train(again, dark_and_bright(), folder=Path('cut'))\n"
         "    import os\n"
-        "    torch.save([net.state_dict(), other.state_dict()], f'weights{os.environ[\"RANK\"]}.pt')\n"
+        "    torch.save([net.state_dict(), other.state_dict(), more.state_dict()], f'weights{os.environ[\"RANK\"]}.pt')\n"
         "    torch.distributed.destroy_process_group()\n"
     )
     launch = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "two.py"]
@@ -359,9 +420,11 @@ def test_several_processes_train_as_one(tmp_path: Path) -> None:
     alone = train(TWO, dark_and_bright()).state_dict()
     both = [torch.load(tmp_path / f"weights{rank}.pt", weights_only=True) for rank in (0, 1)]
     for name, want in alone.items():
-        assert torch.equal(both[0][0][name], both[1][0][name]) and torch.equal(both[0][1][name], both[1][1][name]), name
+        assert torch.equal(both[0][0][name], both[1][0][name]), name
         assert torch.allclose(both[0][0][name], want, atol=2e-5), name
     assert [int(r["step"]) for r in rows_of(tmp_path / "run")] == [4, 8]
+    for name, want in both[0][1].items():  # both processes hold one network, and a run cut off at step 6 goes on to it
+        assert torch.equal(both[1][1][name], want) and torch.equal(both[0][2][name], want), name
 
 
 TWO = Recipe(

@@ -169,17 +169,20 @@ def accuracy(
     autoattack: Annotated[
         bool, typer.Option("--autoattack", help="Run AutoAttack too: roughly 5 to 90 s per robust image on a processor.")
     ] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda or mps; if not given, the best there is.")] = "",
     out_dir: Folder = Path("figures/accuracy"),
 ) -> None:
     """Clean accuracy and accuracy under PGD-20, on demand under AutoAttack, with intervals."""
     from interp.attacks.pgd import PGD
     from interp.robustness.accuracy import Accuracy
     from interp.robustness.accuracy import accuracy as run
+    from interp.train_job import Machine
     from interp.types import fraction
 
     value = fraction(eps)
     params = Accuracy(PGD(value, steps=20, step_size=max(value / 4, 1e-6)), autoattack=autoattack)
     chosen, batch = inputs(models, images, n)
+    chosen = [model.to(Machine(device).settle()[0]) for model in chosen]
     print_table(figure("accuracy", run, chosen, batch, params, out_dir))
 
 

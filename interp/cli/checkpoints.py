@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,6 +35,7 @@ def train(
     device: Device = "",
     threads: Threads = 0,
     workers: Workers = -1,
+    n: Annotated[int | None, typer.Option("-n", help="Test images to measure on; all if not given.")] = None,
     watched: Annotated[int, typer.Option(help="Test images whose accuracies are shown after each epoch.")] = 256,
     attacked: Annotated[int, typer.Option(help="Test images to attack with PGD-20 at the end.")] = 1000,
     autoattack: Annotated[int, typer.Option(help="Test images to attack with AutoAttack at the end.")] = 0,
@@ -46,7 +48,9 @@ def train(
     from interp.train_job import Machine, train_and_publish
 
     folder = out_dir / plan.id
-    said = " ".join(["interp train", str(recipe), *(f"--set {c}" for c in changes or []), f"--data {data} --test {test}"])
+    command = ["interp", "train", str(recipe), *(word for c in changes or [] for word in ("--set", c))]
+    command += ["--data", data, "--test", test, *(["--extra", extra] if extra else [])]
+    command += [] if out_dir == Path("runs") else ["--out-dir", str(out_dir)]
     card = train_and_publish(
         plan,
         data,
@@ -55,10 +59,11 @@ def train(
         folder=folder,
         machine=Machine(device, threads, workers),
         fresh=fresh,
+        tested=n,
         watched=watched,
         attacked=attacked,
         autoattack=autoattack,
-        command=said + (f" --extra {extra}" if extra else ""),
+        said={"recipe": str(recipe), "command": shlex.join(command)},
     )
     if card is not None:
         told = "; ".join(f"{n.name} {as_text(n)}" for n in card.numbers)

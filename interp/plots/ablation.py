@@ -19,6 +19,7 @@ NAMES = {
     "weight_decay": "weight decay",
     "label_smoothing": "label smoothing",
 }
+NORMS = {"linf": "L∞", "l2": "L2"}
 MARKS = (("clean", "o", 4.5, "clean"), ("pgd20", "s", 4, "PGD-20"), ("fgsm", "|", 9, "FGSM (one step)"))
 
 
@@ -33,8 +34,9 @@ def runs(result: Result) -> Figure:
         _choices(left, data, keys, order)
         _accuracies(right, data, order)
         n, attacked = data["clean"].attrs["n"], data["pgd20"].attrs["n"]
-        eps = result.params["base"].get("eps", "")
-        right.set_xlabel(f"accuracy (clean: n = {n:,}; attacked at L∞ {eps}: n = {attacked:,}; 95 % Wilson intervals)")
+        base = result.params["base"]
+        ball = "" if {"eps", "norm"} & {*keys} else f" at {NORMS[base.get('norm', 'linf')]} {base.get('eps', '')}"
+        right.set_xlabel(f"accuracy (clean: n = {n:,}; attacked{ball}: n = {attacked:,}; 95 % Wilson intervals)")
     return fig
 
 
@@ -44,7 +46,8 @@ def _choices(ax: Axes, data: xr.Dataset, keys: list[str], order: np.ndarray) -> 
         switch = len({*values.tolist()} - {0.0, ""}) <= 1
         for row, run in enumerate(order):
             if not switch:
-                ax.text(column, row, f"{values[run]:g}", ha="center", va="center", fontsize=6.5)
+                value = values[run]
+                ax.text(column, row, value if isinstance(value, str) else f"{value:g}", ha="center", va="center", fontsize=6.5)
             elif values[run] not in (0.0, ""):
                 ax.plot(column, row, "o", color="black", markersize=4.5)
             else:

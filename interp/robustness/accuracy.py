@@ -44,13 +44,14 @@ def correct(
     """Which images (n,) the model classifies as labelled, clean or under every attack (one per loss in `losses`)."""
     found, first = [], 0
     for part in batch.chunks(chunk):
+        x, y = part.images.to(model.mean.device), part.labels.to(model.mean.device)
         with torch.no_grad():
-            right = model(part.images).argmax(1) == part.labels
+            right = model(x).argmax(1) == y
         for loss in losses if pgd else ():
             at = right.nonzero()[:, 0]
             if pgd and len(at):
-                step = attack(model, part.images[at], part.labels[at], dataclasses.replace(pgd, loss=loss), first=first)
-                right[at] = step.logits.argmax(1) == part.labels[at]
+                step = attack(model, x[at], y[at], dataclasses.replace(pgd, loss=loss), first=first)
+                right[at] = step.logits.argmax(1) == y[at]
         found.append(right.cpu().numpy())
         first += len(part)
     return np.concatenate(found)

@@ -7,11 +7,11 @@ arXiv 1905.04899). Pixels stay in [0, 1], so that ε keeps its unit: erased pixe
 
 from __future__ import annotations
 
-import functools
 import random
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -114,7 +114,19 @@ def on_pictures(recipe: Recipe) -> Picture | None:
         from torchvision.transforms import ColorJitter
 
         steps.append(ColorJitter(*[recipe.color_jitter] * 3))
-    return (lambda picture: functools.reduce(lambda p, step: step(p), steps, picture)) if steps else None
+    return _OneByOne(tuple(steps)) if steps else None
+
+
+@dataclass(frozen=True)
+class _OneByOne:
+    """Steps one after another; a class and no function inside another, so that worker processes can be given it."""
+
+    steps: tuple[Picture, ...]
+
+    def __call__(self, picture: Image.Image) -> Image.Image:
+        for step in self.steps:
+            picture = step(picture)
+        return picture
 
 
 def _posterize(picture: Image.Image, bits: int, **_: object) -> Image.Image:

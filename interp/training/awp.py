@@ -21,7 +21,7 @@ def moved_weights(
     loss_of: the loss at the current weights; its pass leaves running statistics alone. mean: averages a gradient over
     processes. Limit: gamma = 0 moves nothing.
     """
-    weights = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    weights: list[Tensor] = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     kept = [(t, t.clone()) for t in (*weights, *model.buffers())]
     try:
         gradients = torch.autograd.grad(loss_of(), weights, allow_unused=True)

@@ -6,6 +6,7 @@ processes do it ahead of time. A second source fills a share of every batch.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 
@@ -41,6 +42,8 @@ class Feed(Dataset[Batch8]):
             )
         if recipe.batch_size % world:
             raise InputError(f"batch_size {recipe.batch_size} does not divide over {world} processes")
+        if (recipe.mixup or recipe.cutmix) and recipe.batch_size // world % 2:
+            raise InputError(f"batch_size {recipe.batch_size} over {world} processes is odd; mixup and cutmix pair images")
         self.recipe, self.sources, self.rank, self.world = recipe, sources, rank, world
         extra = round(recipe.batch_size * recipe.extra_share)
         self.parts = [recipe.batch_size - extra, extra][: len(sources)]
@@ -60,6 +63,19 @@ class Feed(Dataset[Batch8]):
     def in_memory(self) -> bool:
         """Whether batches are cut from pixels as they are."""
         return self.transform is None and all(isinstance(s, Pixels) for s in self.sources)
+
+    @property
+    def digest(self) -> str:
+        """What tells these images from others: all labels, and pixels or names of a thousand images of each source."""
+        h = hashlib.sha256()
+        for source in self.sources:
+            h.update(source.labels.numpy().tobytes())
+            every = max(1, len(source.labels) // 1000)
+            if isinstance(source, Pixels):
+                h.update(source.pixels[::every].contiguous().numpy().tobytes())
+            else:
+                h.update("\n".join(source.ids[::every]).encode())
+        return h.hexdigest()
 
     def rows(self, step: int) -> list[Tensor]:
         """Which images of each source this process sees at a step; each source is reshuffled whenever it is used up."""

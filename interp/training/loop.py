@@ -5,7 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -69,6 +73,7 @@ class _Run:
     def __init__(self, trainer: Trainer, feed: Feed, folder: Path | None, watch: Batch | None) -> None:
         self.trainer, self.feed, self.folder = trainer, feed, folder
         self.watch, self.minutes = watch, 0.0
+        self.made_of = {"data": feed.digest, "processes": trainer.world.size}
         self.look_every = 1 if trainer.device.type == "cpu" else 20  # a GPU waits whenever a loss is looked at
 
     def resume(self, folder: Path | None, fresh: bool) -> None:
@@ -79,7 +84,7 @@ class _Run:
             for name in ("state.pt", "last.safetensors", "metrics.csv"):
                 (folder / name).unlink(missing_ok=True)
             shutil.rmtree(folder / "tensorboard", ignore_errors=True)
-        state = None if fresh else read_state(folder, self.trainer.recipe)
+        state = None if fresh else read_state(folder, self.trainer.recipe, self.made_of)
         if state is not None:
             self.trainer.restore(state)
             self.minutes = float(state["minutes"])
@@ -95,7 +100,7 @@ class _Run:
         self.started = self.saved = time.monotonic()
         bar = tqdm(initial=trainer.index, total=self.feed.total, desc=recipe.id, mininterval=2, disable=trainer.world.rank > 0)
         told: dict[str, float] = {}
-        try:
+        with _steps_finished() as interrupted, _closing(bar, meter):
             for x, y in self.feed.batches(trainer.index, trainer.device, workers=workers):
                 meter.update(trainer.step(x, y))
                 bar.update()
@@ -104,19 +109,14 @@ class _Run:
                 ended = int(trainer.index / self.feed.per_epoch) > int((trainer.index - 1) / self.feed.per_epoch)
                 ended = ended or trainer.index == self.feed.total
                 if ended or trainer.index % ROW == 0:
-                    told |= meter.write(self._watched() if ended else None)
+                    told |= meter.write(self._watched if ended else None)
                     shown = {k: f"{told[k]:.3f}" for k in ("loss", "accuracy", "clean", "pgd10") if k in told}
                     bar.set_postfix(shown, refresh=False)
-                if ended or time.monotonic() - self.saved > SAVE_EVERY:
+                if ended or interrupted or time.monotonic() - self.saved > SAVE_EVERY:
                     self._save()
                     meter.start()
-        except KeyboardInterrupt:
-            if meter.seen and math.isfinite(meter.loss()):
-                self._save()
-            raise
-        finally:
-            bar.close()
-            meter.close()
+                if interrupted:
+                    raise KeyboardInterrupt
 
     def _check(self, loss: float) -> None:
         """Raise Diverged where the loss is no number."""
@@ -127,7 +127,8 @@ class _Run:
         good = f"; the last good weights are {kept}" if kept and kept.is_file() else ""
         raise Diverged(
             f"the loss is {loss} at step {trainer.index} of {trainer.total}{good}. Lower lr (now {recipe.lr:g}), "
-            f"or set clip (now {recipe.clip:g}) or a longer lr_warmup (now {recipe.lr_warmup:g} epochs), and start with --fresh"
+            f"or set clip (now {recipe.clip:g}) or a longer lr_warmup (now {recipe.lr_warmup:g} epochs), under another id; "
+            "start = FILE goes on from weights"
         )
 
     def _watched(self) -> tuple[float, float] | None:
@@ -148,7 +149,36 @@ class _Run:
         self.minutes += (now - self.started) / 60
         self.started = self.saved = now
         if self.folder:
-            save_state(self.trainer, self.folder, self.trainer.recipe, round(self.minutes, 3))
+            save_state(self.trainer, self.folder, self.made_of | {"minutes": round(self.minutes, 3)})
+
+
+@contextmanager
+def _steps_finished() -> Iterator[list[int]]:
+    """Inside, the first Ctrl-C fills the list instead of raising, so that no step is left half done; the second raises."""
+    seen: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield seen
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _closing(bar: tqdm, meter: Meter) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        bar.close()
+        meter.close()
 
 
 def _too_large(recipe: Recipe, device: torch.device) -> str:

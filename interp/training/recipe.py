@@ -198,9 +198,10 @@ class Recipe:
         for key in values:
             if key not in known:
                 raise InputError(f"{where} has the key {key!r}{near(key, known)}")
-        for key in ("eps", "step_size"):
-            if isinstance(values.get(key), str):
-                values[key] = fraction(values[key])
+        if isinstance(values.get("eps"), str):
+            values["eps"] = fraction(values["eps"])
+        if isinstance(values.get("step_size"), str):
+            raise InputError(f"{where}: step_size is {values['step_size']!r}; expected a share of ε, 0.25 for 2/255 at ε = 8/255")
         try:
             values["preprocess"] = Preprocess(**values.get("preprocess", {"size": 32, "resize": 32}))
             return cls(**values)
@@ -218,7 +219,7 @@ _CHOICES: dict[str, typing.Collection[str]] = {
     "precision": PRECISIONS,
 }
 _NOT_NEGATIVE = (
-    *("eps_period", "lr_warmup", "lr_min", "weight_decay", "clip", "pad", "color_jitter"),
+    *("seed", "eps_period", "lr_warmup", "lr_min", "weight_decay", "clip", "pad", "color_jitter"),
     *("mixup", "cutmix", "awp", "awp_from", "beta", "gamma"),
 )
 

@@ -14,7 +14,7 @@ import importlib.util
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,8 @@ class Meter:
         """Mean loss since the last row, infinite or NaN where one was."""
         return float(torch.stack([s.loss for s in self.seen]).mean()) if self.seen else 0.0
 
-    def write(self, watched: tuple[float, float] | None = None) -> dict[str, float]:
-        """Close a row, with clean and PGD-10 accuracy where they were looked at; returns it."""
+    def write(self, watch: Callable[[], tuple[float, float] | None] | None = None) -> dict[str, float]:
+        """Close a row, with the clean and PGD-10 accuracy that `watch` gives (its time is not training); returns it."""
         trainer, recipe = self.trainer, self.trainer.recipe
         if not self.seen:
             return {}
@@ -64,7 +64,7 @@ class Meter:
             "eps": round(self.seen[-1].eps, 6),
             "images_per_second": round(len(self.seen) * recipe.batch_size / seconds, 1),
         }
-        if watched:
+        if watch and (watched := watch()):
             row |= {"clean": round(watched[0], 4), "pgd10": round(watched[1], 4)}
         if self.folder:
             with (self.folder / "metrics.csv").open("a", newline="", encoding="utf-8") as file:
@@ -97,9 +97,10 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def save_state(trainer: Trainer, folder: Path, recipe: Recipe, minutes: float) -> None:
-    """Write state.pt and last.safetensors, each complete or not at all."""
-    state = trainer.state() | {"recipe": recipe.to_toml(), "minutes": minutes}
+def save_state(trainer: Trainer, folder: Path, told: dict[str, Any]) -> None:
+    """Write state.pt and last.safetensors, each complete or not at all. told: what else belongs to the state, plain values."""
+    recipe = trainer.recipe
+    state = trainer.state() | {"recipe": recipe.to_toml()} | told
     _replace(folder / "state.pt", lambda part: torch.save(state, part))
     weights = {k: v.detach().cpu().contiguous() for k, v in trainer.average.module.net.state_dict().items()}
     card = Card(
@@ -116,8 +117,8 @@ def save_state(trainer: Trainer, folder: Path, recipe: Recipe, minutes: float) -
     _replace(folder / "last.safetensors", lambda part: save_file(weights, part, metadata={CARD: card.to_toml()}))
 
 
-def read_state(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
-    """The state to continue from, None where there is none; raises InputError where it belongs to another recipe."""
+def read_state(folder: Path, recipe: Recipe, made_of: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+    """The state to continue from, None where there is none; raises InputError where recipe, data or processes are others."""
     path = folder / "state.pt"
     if not path.is_file():
         return None
@@ -134,6 +135,10 @@ def read_state(folder: Path, recipe: Recipe) -> dict[str, Any] | None:
             f"{folder} holds a run of another recipe (now {'; '.join(differing[:3])}); "
             "give another --out-dir or id, or start anew with --fresh"
         )
+    for name, value in (made_of or {}).items():
+        if state.get(name) != value:
+            what = f"{state.get(name)} processes, now {value}" if name == "processes" else "other training images"
+            raise InputError(f"{folder} holds a run on {what}; give another --out-dir or id, or start anew with --fresh")
     return state
 
 

@@ -7,13 +7,15 @@ random number is a function of (seed, step, process): a run continued from its s
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3, distribute_bn
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from interp.attacks.norms import NORMS
@@ -97,7 +99,9 @@ class Trainer:
             self.forward = self.look = torch.compile(self.model)  # type: ignore[assignment]
         if world.size > 1:
             ids = [device.index] if device.type == "cuda" else None
-            self.forward = nn.parallel.DistributedDataParallel(self.forward, device_ids=ids, broadcast_buffers=False)
+            with warnings.catch_warnings():  # newer torch has another name for it, older does not know that
+                warnings.simplefilter("ignore", FutureWarning)
+                self.forward = nn.parallel.DistributedDataParallel(self.forward, device_ids=ids, broadcast_buffers=False)
 
     def step(self, x: Tensor, y: Labels) -> Seen:
         """One update from a batch (n, 3, h, w) uint8 with labels (n,)."""
@@ -125,6 +129,7 @@ class Trainer:
         if recipe.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
         self.optimiser.step()
+        self._share_statistics()
         self.average.update(self.model, step=self.index)
         self.index += 1
         return Seen(loss.detach(), (logits.argmax(1) == labels).float().mean(), lr, eps)
@@ -179,10 +184,16 @@ class Trainer:
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16")
 
+    def _share_statistics(self) -> None:
+        """Average the running statistics over the processes, so that all hold one network and any can be continued from."""
+        running = [b for b in self.model.buffers() if b.is_floating_point()] if self.world.size > 1 else []
+        if running:
+            shared = self.world.mean(torch.cat([b.flatten() for b in running]))
+            for buffer, part in zip(running, shared.split([b.numel() for b in running]), strict=True):
+                buffer.copy_(part.view_as(buffer))
+
     def averaged(self) -> nn.Module:
-        """The averaged network on [0, 1] images, in eval mode, its batch statistics the mean over the processes."""
-        if self.world.size > 1:
-            distribute_bn(self.average.module, self.world.size, reduce=True)
+        """The averaged network on [0, 1] images, in eval mode."""
         return self.average.module.eval()
 
     def state(self) -> dict[str, Any]:
@@ -217,10 +228,15 @@ def accuracies(model: nn.Module, x: Images, y: Labels, eps: float, norm: str, *,
     return clean / len(x), held / len(x)
 
 
-def _optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """Weight decay for matrices and kernels only, not for biases, norms and layer scales."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
+def _optimiser(model: Normalised, recipe: Recipe) -> torch.optim.Optimizer:
+    """Weight decay for matrices and kernels only: not for biases, norms, layer scales, nor what the network's own list names."""
+    spared: set[str] = getattr(model.net, "no_weight_decay", set)()
+    decayed = {
+        name: p.ndim > 1 and not any(fnmatch.fnmatch(name.removeprefix("net."), rule) for rule in spared)
+        for name, p in model.named_parameters()
+    }
+    matrices = [p for name, p in model.named_parameters() if decayed[name]]
+    vectors = [p for name, p in model.named_parameters() if not decayed[name]]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
