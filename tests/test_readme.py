@@ -39,3 +39,16 @@ def test_map_of_the_code_names_every_module() -> None:
     modules = {p.relative_to(ROOT / "interp").parts[0].removesuffix(".py") for p in (ROOT / "interp").rglob("*.py")}
     for name in modules - {"__init__"}:
         assert f"`{name}" in README, name
+
+
+def test_the_ablation_shown_is_the_one_saved() -> None:
+    import interp
+    from interp.ablation import Ablation, ablation_table
+
+    (file,) = (ROOT / "figures" / "readme").glob("ablation-*.nc")
+    result = interp.open(file)
+    text = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    assert ablation_table(result) in text
+    plan = Ablation.read(ROOT / "recipes" / "ablation.toml")
+    assert (plan.base, plan.grid) == (result.params["base"], result.params["grid"])
+    assert {plan.recipe(run).id for run in plan.runs({"eps_period": 0.15, "weight_decay": 0.05})} <= {*result.data["run"].values}
