@@ -30,7 +30,7 @@ from interp.train_job import Machine, hardware
 from interp.training.loop import Diverged, train
 from interp.training.recipe import Recipe, near, read_toml
 from interp.training.record import minutes_of
-from interp.types import Batch, Card, InputError
+from interp.types import Batch, InputError
 
 log = logging.getLogger(__name__)
 
@@ -119,8 +119,7 @@ def ablate(
                 except Diverged as error:
                     log.warning("%s is left out: %s", run, error)
                     continue
-                card = Card(recipe.id, recipe.arch, recipe.num_classes, recipe.preprocess, recipe.arch_args)
-                counts = _counts(Model(net, card).to(device), test, recipe, attacked)
+                counts = _counts(Model(net, recipe.card()).to(device), test, recipe, attacked)
                 _keep(at, Measured(run, counts, round(minutes_of(at), 2), hardware(device)), data, test, attacked)
     done = [m for run in plan.runs() if (m := _measured(folder / "runs" / plan.recipe(run).id, data, test, attacked))]
     return _result(plan, done, data, test, started)

@@ -53,19 +53,8 @@ def publish(
     weights = {k: _half(v).contiguous() for k, v in net.state_dict().items()}
     rounded = build(recipe.arch, num_classes=recipe.num_classes, arch_args=recipe.arch_args)
     rounded.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in weights.items()})
-    card = Card(
-        recipe.id,
-        recipe.arch,
-        recipe.num_classes,
-        recipe.preprocess,
-        recipe.arch_args,
-        test.classes,
-        weights=f"{recipe.id}.safetensors",
-        origin="interp train",
-        training=recipe.training,
-        trained=dict(trained or {}),
-        threat=recipe.threat,
-        licence=recipe.licence,
+    card = recipe.card(
+        labels=test.classes, weights=f"{recipe.id}.safetensors", origin="interp train", trained=dict(trained or {})
     )
     card = dataclasses.replace(card, numbers=_measure(Model(rounded, card).to(device), test, attacked, autoattack))
     with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 import interp
+from interp.cli import main
 from interp.data.labels import CIFAR10
 from interp.models.build import build
 from interp.models.model import Model
@@ -95,3 +97,18 @@ def model_test() -> Path:
 def tiny_models(tiny: Callable[..., Model]) -> list[Model]:
     """One tiny model of each family, with class names."""
     return [tiny(family, labels=CIFAR10) for family in TINY]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """run("attention", …) → exit code, what it printed, what it said on stderr."""
+
+    def call(*argv: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["interp", *map(str, argv)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        code = caught.value.code
+        said = capsys.readouterr()
+        return (code if isinstance(code, int) else 0 if code is None else 1), said.out, said.err
+
+    return call

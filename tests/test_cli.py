@@ -16,24 +16,8 @@ import pytest
 from PIL import Image
 
 import interp
-from interp.cli import main
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """run("attention", …) → exit code, what it printed, what it said on stderr."""
-
-    def call(*argv: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["interp", *map(str, argv)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        code = caught.value.code
-        said = capsys.readouterr()
-        return (code if isinstance(code, int) else 0 if code is None else 1), said.out, said.err
-
-    return call
 
 
 class Foreign:

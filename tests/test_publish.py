@@ -83,10 +83,10 @@ def test_it_is_measured_in_the_norm_of_its_recipe(
     clean, pgd20, hard = card.numbers
     assert [n.name for n in card.numbers] == ["clean", "pgd20", "autoattack"]
     assert (clean.value, clean.n, clean.source) == (round(5 / 6, 6), 6, "measured by interp train")
-    assert (pgd20.value, pgd20.n) == (correct(rounded(), six[:4], pgd).mean(), 4)
+    assert (pgd20.value, pgd20.n) == (correct(rounded(), six.some(4), pgd).mean(), 4)
     assert pgd20.source == f"measured by interp train: {ball}, {steps}, random start"
     assert (hard.value, hard.low, hard.high) == pytest.approx(tuple(wilson(2, 3)), abs=1e-6) and hard.n == 3
-    assert hard.source == f"measured by interp train: AutoAttack, standard version, {ball}, the first 3 test images"
+    assert hard.source == f"measured by interp train: AutoAttack, standard version, {ball}, 3 test images"
     for number in (pgd20, hard):
         assert as_text(number).endswith(", L2 0.5") == (pgd.norm == "l2")
 
@@ -103,7 +103,7 @@ def test_the_real_autoattack_is_measured(six: Batch, tmp_path: Path) -> None:
     card = publish(network(), against("l2", 0.5), wrong, folder=tmp_path, attacked=2, autoattack=1000)
     found = card.number("autoattack")
     assert found is not None and (found.value, found.n) == (0.0, 5)
-    assert PGD20_L2.eps == 0.5 and "L2 0.5, the first 5 test images" in found.source
+    assert PGD20_L2.eps == 0.5 and "L2 0.5, 5 test images" in found.source
 
 
 def card_of(name: str, **fields: Any) -> Card:

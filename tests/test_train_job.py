@@ -18,7 +18,6 @@ from PIL import Image
 
 import interp
 from interp.ablation import Ablation, ablate, ablation_table
-from interp.cli import main
 from interp.errors import InputError
 from interp.training.record import rows_of
 from interp.types import Card
@@ -49,20 +48,6 @@ cutmix = [0.0, 1.0]
 randaugment = ["", "rand-m9-mstd0.5-inc1"]
 """
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """run("train", …) → exit code, what it printed, what it said on stderr."""
-
-    def call(*argv: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["interp", *map(str, argv)])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        said = capsys.readouterr()
-        return int(caught.value.code or 0), said.out, said.err
-
-    return call
 
 
 def folder_of(root: Path, names: tuple[str, ...] = ("dark", "light"), n: int = 8) -> Path:

@@ -21,7 +21,7 @@ import tomli_w
 from interp.attacks.norms import NORMS
 from interp.training.losses import OBJECTIVES
 from interp.training.schedule import EPS, LR
-from interp.types import InputError, Preprocess, Threat, fraction
+from interp.types import Card, InputError, Preprocess, Threat, fraction
 
 OPTIMIZERS = ("adamw", "sgd")
 PRECISIONS = ("float32", "bf16")
@@ -139,6 +139,11 @@ class Recipe:
     def threat(self) -> Threat | None:
         """The threat model trained against, or None for standard training."""
         return Threat(self.norm, self.eps) if self.eps else None
+
+    def card(self, **more: Any) -> Card:
+        """What a card can say of the weights before they are there; more: its other fields."""
+        known = {"training": self.training, "threat": self.threat, "licence": self.licence}
+        return Card(self.id, self.arch, self.num_classes, self.preprocess, self.arch_args, **known | more)
 
     @property
     def training(self) -> str:

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from interp.models.known import CARD
 from interp.training.recipe import Recipe
 from interp.training.trainer import Seen, Trainer
-from interp.types import Card, InputError
+from interp.types import InputError
 
 COLUMNS = ("step", "epoch", "loss", "accuracy", "lr", "eps", "images_per_second", "clean", "pgd10")
 
@@ -103,17 +103,7 @@ def save_state(trainer: Trainer, folder: Path, told: dict[str, Any]) -> None:
     state = trainer.state() | {"recipe": recipe.to_toml()} | told
     _replace(folder / "state.pt", lambda part: torch.save(state, part))
     weights = {k: v.detach().cpu().contiguous() for k, v in trainer.average.module.net.state_dict().items()}
-    card = Card(
-        recipe.id,
-        recipe.arch,
-        recipe.num_classes,
-        recipe.preprocess,
-        recipe.arch_args,
-        origin="interp train, not finished",
-        training=recipe.training,
-        threat=recipe.threat,
-        licence=recipe.licence,
-    )
+    card = recipe.card(origin="interp train, not finished")
     _replace(folder / "last.safetensors", lambda part: save_file(weights, part, metadata={CARD: card.to_toml()}))
 
 
