@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -22,6 +23,8 @@ from interp.models.model import Model
 from interp.publish import publish
 from interp.training.recipe import Recipe
 from interp.types import Batch, Card, Preprocess
+
+os.environ["OMP_NUM_THREADS"] = "1"  # of the notebooks and commands that tests start: one thread each, beside other workers
 
 TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "xcit": ("xcit_p4", {"embed_dim": 32, "depth": 2}),
