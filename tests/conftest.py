@@ -47,8 +47,10 @@ def seeded(arch: str, args: dict[str, Any], seed: int) -> nn.Module:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
+def _one_thread_and_own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing that a test measures (chunk sizes) is remembered on the user's machine."""
     torch.set_num_threads(1)
+    os.environ["INTERP_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")
