@@ -11,6 +11,7 @@ $(READY): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev,notebooks]'
+	$(BIN)/python -m pip install --quiet --no-deps torchattacks==3.5.1  # a peer in tests; its pin of an old requests fits nothing else
 	touch $(READY)
 
 report: $(READY)

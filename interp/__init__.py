@@ -10,8 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from interp.attacks.pgd import PGD, Step, attack, pgd_steps
-    from interp.attacks.sweep import Sweep, Synthesis, sweep, synthesise
+    from interp.attacks.pgd import PGD, Step, pgd_steps
+    from interp.attacks.search import Found, attack
+    from interp.attacks.sweep import Sweep, sweep
+    from interp.attacks.synthesis import Synthesis, synthesise
     from interp.attention.attend import Attend, attend
     from interp.attention.capture import capture
     from interp.attributes.compare import Compare, compare
@@ -32,8 +34,10 @@ if TYPE_CHECKING:
     from interp.types import Batch, Card, Preprocess
 
 _WHERE = {
-    "attacks.pgd": ("PGD", "Step", "attack", "pgd_steps"),
-    "attacks.sweep": ("Sweep", "Synthesis", "sweep", "synthesise"),
+    "attacks.pgd": ("PGD", "Step", "pgd_steps"),
+    "attacks.search": ("Found", "attack"),
+    "attacks.sweep": ("Sweep", "sweep"),
+    "attacks.synthesis": ("Synthesis", "synthesise"),
     "attention.attend": ("Attend", "attend"),
     "attention.capture": ("capture",),
     "attributes.compare": ("Compare", "compare"),
@@ -62,6 +66,7 @@ __all__ = [
     "Batch",
     "Card",
     "Compare",
+    "Found",
     "InputError",
     "Model",
     "Preprocess",

@@ -12,7 +12,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,13 +138,18 @@ def content_key(kind: str, params: dict[str, Any], inputs: dict[str, Any]) -> st
 
 
 def as_plain(params: Any) -> dict[str, Any]:
-    """Parameters (a dataclass) as plain data.
+    """Parameters (a dataclass, which may hold others) as plain data.
 
     A field with the metadata `later` was added when results had been saved without: at its default it is left out, so that they
-    keep their key.
+    keep their key. One with the metadata `cost` only says how the work is cut: it is always left out.
     """
-    unsaid = {f.name for f in fields(params) if f.metadata.get("later") and getattr(params, f.name) == f.default}
-    return {name: value for name, value in asdict(params).items() if name not in unsaid}
+    plain = {}
+    for f in fields(params):
+        value = getattr(params, f.name)
+        if f.metadata.get("cost") or (f.metadata.get("later") and value == f.default):
+            continue
+        plain[f.name] = as_plain(value) if is_dataclass(value) else value
+    return plain
 
 
 def inputs_of(models: Any, batch: Any) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from interp.attacks.sweep import Sweep, Synthesis, sweep, synthesise
+from interp.attacks.sweep import Sweep, sweep
+from interp.attacks.synthesis import Synthesis, synthesise
 from interp.attention.attend import Attend, attend
 from interp.attributes.compare import Compare, compare
 from interp.gradients.accumulate import Accumulate, accumulate

@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from interp.attacks.losses import TO_DISTRIBUTION
 from interp.attacks.norms import NORMS
-from interp.attacks.pgd import PGD, TO_DISTRIBUTION, attack, craft
+from interp.attacks.pgd import PGD, craft
+from interp.attacks.search import attack
 from interp.training.augment import smooth
 from interp.training.awp import moved_weights
 from interp.training.losses import OBJECTIVES, Views, boosted_cross_entropy, divergence, squared_error

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 import interp
-from interp.attacks.pgd import PGD, attack
+from interp.attacks.pgd import PGD
+from interp.attacks.search import attack
 from interp.data.source import Pixels
 from interp.loading.detect import num_classes
 from interp.loading.read import read, sha256_of

@@ -1,61 +1,46 @@
-"""Projected gradient descent (Madry et al., arXiv 1706.06083) as a generator of steps.
+"""Projected gradient descent (Madry et al., arXiv 1706.06083) and its relatives as one generator of steps.
 
-    x_{t+1} = box(x + P_ε(x_t + α·s(g_t) − x)),  g_t = ∇_x L(f(x_t), y),  box = clip to [0, 1]
+    x_{t+1} = land(x_t + α·s(g_t)),  g_t = ∇_x L(f(x_t), y)
 
-s is the sign (L∞) or g/‖g‖₂ (L2), P_ε the projection on the ball; a targeted attack descends instead. The attack, the
-convergence curve and the accumulated gradient are three consumers of `pgd_steps`. Default step α = 1.5·ε/steps, as in
-"A Light Recipe to Train Robust Vision Transformers" (arXiv 2209.07399, released code).
+s is the norm's steepest-ascent direction, land the way back into the ball of radius ε around x and the box [0, 1] (`norms`); a
+targeted attack descends instead. Norm, loss, rule, start and basis are chosen independently; FGSM is one step of size ε from the
+image. The attack, the convergence curve and the accumulated gradient are consumers of `pgd_steps`. Default step α = 1.5·ε/steps,
+as in "A Light Recipe to Train Robust Vision Transformers" (arXiv 2209.07399, released code).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from interp.attacks.basis import BASES, blurred, shifted
+from interp.attacks.losses import LOSSES, NAMES, loss_named, succeeded
 from interp.attacks.norms import NORMS
+from interp.attacks.rules import RULES, Plain
 from interp.types import Images, InputError, Labels
 
-
-def _ce(logits: Tensor, y: Tensor) -> Tensor:
-    return F.cross_entropy(logits, y, reduction="none")
-
-
-def _logit(logits: Tensor, y: Tensor) -> Tensor:
-    return -logits.gather(1, y[:, None])[:, 0]
-
-
-def _margin(logits: Tensor, y: Tensor) -> Tensor:
-    """Largest other logit minus the label's (Carlini & Wagner, arXiv 1608.04644, f6 without the cut)."""
-    others = logits.scatter(1, y[:, None], -math.inf)
-    return others.amax(1) - logits.gather(1, y[:, None])[:, 0]
-
-
-def _kl(logits: Tensor, p: Tensor) -> Tensor:
-    """KL(p ‖ softmax(logits)) to a distribution p (n, classes): what TRADES crafts with (Zhang et al., arXiv 1901.08573)."""
-    return (torch.xlogy(p, p) - p * logits.log_softmax(1)).sum(1)
-
-
-def _squared(logits: Tensor, p: Tensor) -> Tensor:
-    """‖softmax(logits) − p‖² to a distribution p (n, classes): what SCORE crafts with (Pang et al., arXiv 2202.10103)."""
-    return (logits.softmax(1) - p).square().sum(1)
-
-
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"ce": _ce, "logit": _logit, "margin": _margin}
-TO_DISTRIBUTION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"kl": _kl, "squared": _squared}  # y (n, classes), not (n,)
+LATER = {"later": True}
 
 
 @dataclass(frozen=True)
 class PGD:
-    """Parameters of one attack. eps and step_size in units of [0, 1] (L2: over the whole image).
+    """Parameters of one attack. eps and step_size in units of [0, 1] (L2, L1: over the whole image).
 
-    step_size None means 1.5·eps/steps. With targeted, labels are targets and the loss is descended. restarts keep, per
-    sample, the point of largest (targeted: smallest) loss. Raises InputError where a value makes no sense.
+    step_size None means 1.5·eps/steps. With targeted, labels are targets and the loss is descended. restarts keep, per sample,
+    the best point: one that succeeds, of these the one of largest (targeted: smallest) loss. Raises InputError where a value
+    makes no sense.
+
+    norm: linf, l2, l1. loss: ce, logit, margin, dlr against labels; kl, squared against a distribution; features against a
+    layer's. rule: pgd, momentum (decay `momentum`), apgd, which chooses its own step sizes. keep: the last point of a run, or
+    its best as among restarts; apgd keeps the best whatever is said. stop: end a sample's run as soon as it succeeds: for the
+    question whether an adversarial example exists; pictures need all their steps. basis, decay, jitter, blur: see `basis`; with
+    fourier steps the direction is the smooth gradient itself, not its sign.
     """
 
     eps: float
@@ -67,22 +52,45 @@ class PGD:
     restarts: int = 1
     loss: str = "ce"
     seed: int = 0
+    rule: str = field(default="pgd", metadata=LATER)
+    momentum: float = field(default=1.0, metadata=LATER)
+    keep: str = field(default="last", metadata=LATER)
+    stop: bool = field(default=False, metadata=LATER)
+    basis: str = field(default="pixels", metadata=LATER)
+    decay: float = field(default=1.0, metadata=LATER)
+    jitter: int = field(default=0, metadata=LATER)
+    blur: float = field(default=0.0, metadata=LATER)
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.eps) or self.eps < 0:
             raise InputError(f"ε is {self.eps}; expected a number ≥ 0 in units of [0, 1], such as 8/255")
-        if self.norm not in NORMS:
-            raise InputError(f"norm is {self.norm!r}; expected one of {', '.join(NORMS)}")
-        if self.loss not in LOSSES | TO_DISTRIBUTION:
-            raise InputError(f"loss is {self.loss!r}; expected one of {', '.join(LOSSES | TO_DISTRIBUTION)}")
+        for name, known in (("norm", NORMS), ("loss", NAMES), ("rule", RULES), ("basis", BASES), ("keep", ("last", "best"))):
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
         if self.steps < 1 or self.restarts < 1:
             raise InputError(f"steps is {self.steps} and restarts {self.restarts}; expected at least 1 of each")
         if self.step_size is not None and not (math.isfinite(self.step_size) and self.step_size > 0):
             raise InputError(f"step size is {self.step_size}; expected a number > 0, or none for 1.5·ε/steps")
+        if self.step_size is not None and self.rule == "apgd":
+            raise InputError(f"step size is {self.step_size}, but apgd chooses its own; leave it out or take the rule pgd")
+        for name in ("momentum", "decay", "blur", "jitter"):
+            if not math.isfinite(getattr(self, name)) or getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}; expected a number ≥ 0")
+        if self.stop and self.loss not in LOSSES:
+            raise InputError(f"stop needs labels to succeed against, and the loss {self.loss} has none; leave stop out")
+        if self.basis == "fourier" and (self.rule, self.norm) == ("apgd", "l1"):
+            raise InputError("apgd in L1 moves single pixels, of which the fourier basis has none; take another rule or norm")
+
+    @classmethod
+    def fgsm(cls, eps: float, *, targeted: bool = False, loss: str = "ce") -> PGD:
+        """The fast gradient sign method (Goodfellow et al., arXiv 1412.6572): one step of size ε from the image."""
+        return cls(eps, steps=1, step_size=max(eps, 1e-12), targeted=targeted, random_start=False, loss=loss)
 
     @property
     def alpha(self) -> float:
-        """The step size in force."""
+        """The step size in force; for apgd the one it begins with."""
+        if self.rule == "apgd":
+            return self.eps * (1 if self.norm == "l1" else 2)
         return 1.5 * self.eps / self.steps if self.step_size is None else self.step_size
 
 
@@ -90,7 +98,9 @@ class PGD:
 class Step:
     """One iterate: x (n, 3, h, w), loss (n,) and logits (n, classes) at x, gradient of the loss at x.
 
-    index counts from 0 (the start) to `steps` (the result); the result's gradient is None: no step follows it.
+    index counts from 0 (the start) to `steps` (the result); the result's gradient is None: no step follows it. rows (n,): which
+    samples of the batch these are, all of them unless `stop` has ended some. With jitter or blur, loss and logits of all but the
+    result are those of the picture as it was shown.
     """
 
     index: int
@@ -98,16 +108,26 @@ class Step:
     gradient: Tensor | None
     loss: Tensor
     logits: Tensor
+    rows: Tensor
 
 
-def start_noise(shape: torch.Size | tuple[int, ...], *, seed: int, first: int = 0) -> tuple[Tensor, Tensor]:
+def seeds_of(n: int, *, seed: int, first: int | Sequence[int] = 0, restart: int | Sequence[int] = 0) -> list[int]:
+    """One seed per sample, from its index in the whole batch (the first's where they follow each other) and its run's number."""
+    indices = range(first, first + n) if isinstance(first, int) else first
+    runs = [restart] * n if isinstance(restart, int) else restart
+    return [((seed + 7919 * run) * 1_000_003 + index) % 2**63 for index, run in zip(indices, runs, strict=True)]
+
+
+def start_noise(
+    shape: torch.Size | tuple[int, ...], *, seed: int, first: int | Sequence[int] = 0, restart: int | Sequence[int] = 0
+) -> tuple[Tensor, Tensor]:
     """Standard normal (n, …) and uniform (n,) draws, seeded sample by sample.
 
     Sample i depends on (seed, first + i) alone, so a batch gives the same draws in one piece or in chunks.
     """
     z, u = torch.empty(shape), torch.empty(shape[0])
-    for i in range(shape[0]):
-        generator = torch.Generator().manual_seed((seed * 1_000_003 + first + i) % 2**63)
+    for i, number in enumerate(seeds_of(shape[0], seed=seed, first=first, restart=restart)):
+        generator = torch.Generator().manual_seed(number)
         z[i] = torch.randn(shape[1:], generator=generator)
         u[i] = torch.rand((), generator=generator)
     return z, u
@@ -119,70 +139,91 @@ def pgd_steps(
     y: Labels,
     pgd: PGD,
     *,
+    eps: Tensor | None = None,
     start: Images | None = None,
-    first: int = 0,
-    restart: int = 0,
+    first: int | Sequence[int] = 0,
+    restart: int | Sequence[int] = 0,
+    reader: nn.Module | None = None,
 ) -> Iterator[Step]:
-    """Yield the iterates of one PGD run from the start to the result: `pgd.steps` steps with a gradient and one without.
+    """Yield the iterates of one run from the start to the result: `pgd.steps` steps with a gradient and one without.
 
-    start: where to begin instead of x or a random point (projected on the ball around x, then the box). first: index of
-    x[0] in the whole batch, for the seeds. Every iterate satisfies ‖x_t − x‖ ≤ ε and lies in [0, 1].
+    eps (n,): each sample's own ε in place of pgd.eps. start: where to begin instead of x or a random point (brought into ball
+    and box). first: index of x[0], or of each sample, in the whole batch, restart: number of the run, or of each: for the
+    seeds. reader: what the result, and with `stop` each success, is read with, where `model` is only good enough for gradients.
+    Every iterate satisfies ‖x_t − x‖ ≤ ε and lies in [0, 1]. With `stop` a sample's last step is its result, and the run ends
+    when none is left.
     """
-    norm, loss_of = NORMS[pgd.norm], (LOSSES | TO_DISTRIBUTION)[pgd.loss]
+    norm, loss_of, reader = NORMS[pgd.norm], loss_named(pgd.loss, targeted=pgd.targeted), reader or model
+    radius = _radius(x, pgd) if eps is None else eps.to(x)
+    rule = RULES[pgd.rule](pgd, x, radius)
+    shows = _shows(pgd, len(x), first, restart)
     if start is not None:
-        current = (x + norm.project(start - x, _radius(x, pgd))).clamp(0, 1)
+        current = norm.land(x, start - x, radius)
     elif pgd.random_start:
-        z, u = start_noise(x.shape, seed=pgd.seed + 7919 * restart, first=first)
-        current = (x + norm.start(z.to(x), u.to(x), _radius(x, pgd))).clamp(0, 1)
+        z, u = start_noise(x.shape, seed=pgd.seed, first=first, restart=restart)
+        current = (x + norm.start(z.to(x), u.to(x), radius)).clamp(0, 1)
     else:
         current = x.clone()
+    rows, sign = torch.arange(len(x), device=x.device), -1 if pgd.targeted else 1
     for index in range(pgd.steps):
         current = current.detach().requires_grad_(True)
-        logits = model(current)
+        logits = model(_shown(current, pgd, shows[index] if shows else None))
         loss = loss_of(logits, y)
         (gradient,) = torch.autograd.grad(loss.sum(), current)
-        step = Step(index, current.detach(), gradient, loss.detach(), logits.detach())
+        step = Step(index, current.detach(), gradient, loss.detach(), logits.detach(), rows)
+        left = None
+        if pgd.stop:
+            sure = reader is model and not (pgd.jitter or pgd.blur)
+            step, won = _read(step, y, pgd, None if sure else reader)
+            left = (~won).nonzero()[:, 0]
         yield step
-        current = _advance(x, step, pgd)
+        current = rule.move(step.x, sign * gradient, sign * step.loss)
+        if left is not None and len(left) < len(rows):
+            rule.keep(left)
+            current, y, rows, shows = current[left], y[left], rows[left], [s[left] for s in shows]
+            if not len(rows):
+                return
     with torch.no_grad():
-        logits = model(current)
-        yield Step(pgd.steps, current, None, loss_of(logits, y), logits)
+        logits = reader(current)
+        yield Step(pgd.steps, current, None, loss_of(logits, y), logits, rows)
 
 
 def _radius(x: Images, pgd: PGD) -> Tensor:
     return torch.full((len(x),), pgd.eps, dtype=x.dtype, device=x.device)
 
 
-def _advance(x: Images, step: Step, pgd: PGD) -> Images:
-    """The next iterate after a step with a gradient."""
-    norm = NORMS[pgd.norm]
-    assert step.gradient is not None
-    moved = step.x + (-pgd.alpha if pgd.targeted else pgd.alpha) * norm.step(step.gradient)
-    return (x + norm.project(moved - x, _radius(x, pgd))).clamp(0, 1)
+def _shows(pgd: PGD, n: int, first: int | Sequence[int], restart: int | Sequence[int]) -> list[Tensor]:
+    """The shifts (n, 2) of every step, drawn sample by sample; nothing without jitter."""
+    if not pgd.jitter:
+        return []
+    drawn = [
+        torch.randint(-pgd.jitter, pgd.jitter + 1, (pgd.steps, 2), generator=torch.Generator().manual_seed(number))
+        for number in seeds_of(n, seed=pgd.seed + 15_485_863, first=first, restart=restart)
+    ]
+    return list(torch.stack(drawn, 1))
+
+
+def _shown(x: Images, pgd: PGD, by: Tensor | None) -> Images:
+    moved = x if by is None else shifted(x, by.to(x.device))
+    return blurred(moved, pgd.blur) if pgd.blur else moved
+
+
+def _read(step: Step, y: Labels, pgd: PGD, reader: nn.Module | None) -> tuple[Step, Tensor]:
+    """Which samples (n,) have succeeded; with a reader only those where it agrees, and then its reading is the step's."""
+    won = succeeded(step.logits, y, targeted=pgd.targeted)
+    at = won.nonzero()[:, 0]
+    if reader is None or not len(at):
+        return step, won
+    with torch.no_grad():
+        read = reader(step.x[at])
+    logits, loss, won = step.logits.clone(), step.loss.clone(), won.clone()
+    logits[at], loss[at] = read.to(logits), loss_named(pgd.loss, targeted=pgd.targeted)(read, y[at]).to(loss)
+    won[at] = succeeded(read, y[at], targeted=pgd.targeted)
+    return dataclasses.replace(step, logits=logits, loss=loss), won
 
 
 def craft(model: nn.Module, x: Images, y: Tensor, pgd: PGD, *, start: Images | None = None) -> Images:
-    """Where one PGD run ends (restarts play no part), without the forward pass that `attack` reads it with: for training."""
+    """Where one run of the rule pgd ends (restarts play no part), without the forward pass that reads it: for training."""
     *_, last = itertools.islice(pgd_steps(model, x, y, pgd, start=start), pgd.steps)
-    return _advance(x, last, pgd)
-
-
-def attack(model: nn.Module, x: Images, y: Labels, pgd: PGD, *, start: Images | None = None, first: int = 0) -> Step:
-    """The last step of PGD, the best of `pgd.restarts` runs per sample. Limit: ε = 0 returns x."""
-    best: Step | None = None
-    for restart in range(pgd.restarts):
-        *_, last = pgd_steps(model, x, y, pgd, start=start, first=first, restart=restart)
-        if best is None:
-            best = last
-            continue
-        better = (last.loss < best.loss) if pgd.targeted else (last.loss > best.loss)
-        wide = better.view(-1, 1, 1, 1)
-        best = Step(
-            last.index,
-            torch.where(wide, last.x, best.x),
-            None,
-            torch.where(better, last.loss, best.loss),
-            torch.where(better[:, None], last.logits, best.logits),
-        )
-    assert best is not None  # restarts ≥ 1
-    return best
+    assert last.gradient is not None
+    return Plain(pgd, x, _radius(x, pgd)).move(last.x, -last.gradient if pgd.targeted else last.gradient, last.loss)

@@ -1,7 +1,7 @@
-"""What a model would change in an image as ε grows, and what it draws when it starts from noise.
+"""What a model would change in an image as ε grows, away from its class and toward others.
 
-Large perturbations and targeted synthesis follow section "Semantic nature of perturbations" of arXiv 2209.07399: at
-ε = 1 (L∞) every image in [0, 1] is within reach of every other, so the ball no longer binds and only the box does.
+Large perturbations follow section "Semantic nature of perturbations" of arXiv 2209.07399: at ε = 1 (L∞) every image in [0, 1] is
+within reach of every other, so the ball no longer binds and only the box does.
 """
 
 from __future__ import annotations
@@ -9,63 +9,65 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
+from torch import Tensor
 from tqdm import tqdm
 
-from interp.attacks.pgd import PGD, attack
+from interp.attacks.losses import LOSSES
+from interp.attacks.pgd import PGD, Step
+from interp.attacks.search import Found, attack
+from interp.models.engine import PRECISIONS
 from interp.models.model import Model, judges_of, model_coords
 from interp.result import Result, with_interval
 from interp.stats import wilson
 from interp.types import Batch, InputError, Labels, pixels
 
-DIRECTIONS = ("away", "toward")
+EACH = 20  # more classes than this do not fit a grid of pictures
+CHOICES = ("each", "next-likely")
 
 
 @dataclass(frozen=True)
 class Sweep:
     """ε values in units of [0, 1], and the attack at each (its eps is replaced).
 
-    target: class index to move toward, or None for the class after each image's own. Images without a label move away from
-    what the model sees in them.
+    target: class index to move toward; None, the class after each image's own; 'next-likely', the class that each model finds
+    likeliest after the image's own; 'each', every class in turn. Images without a label move away from what the model sees in
+    them. frames: pictures kept along each run, evenly spaced over its steps, for animations. chunk: images per pass, None the
+    fastest.
     """
 
     eps: tuple[float, ...] = (8 / 255, 32 / 255, 128 / 255, 1.0)
     attack: PGD = PGD(8 / 255, steps=50)
-    target: int | None = None
-    chunk: int = 16
+    target: int | str | None = None
+    chunk: int | None = field(default=None, metadata={"cost": True})
+    frames: int = field(default=0, metadata={"later": True})
+    precision: str = field(default="float32", metadata={"later": True})
 
     def __post_init__(self) -> None:
         if not self.eps:
             raise InputError("no ε was given; expected at least one, such as 8/255")
         for eps in self.eps:
             dataclasses.replace(self.attack, eps=eps)  # checks each value
+        if len(set(self.eps)) < len(self.eps):
+            raise InputError(f"ε are {self.eps}; expected each once")
+        if isinstance(self.target, str) and self.target not in CHOICES:
+            raise InputError(f"target is {self.target!r}; expected a class index, none, or one of {', '.join(CHOICES)}")
+        if self.attack.loss not in LOSSES:
+            raise InputError(f"loss is {self.attack.loss!r}; a sweep moves away from and toward labels: {', '.join(LOSSES)}")
+        if self.attack.restarts > 1 or self.attack.stop:
+            raise InputError("a sweep shows whole runs: one restart, without stop; interp.attack takes both")
+        if self.frames < 0 or self.precision not in PRECISIONS:
+            raise InputError(f"frames is {self.frames} and precision {self.precision!r}; expected ≥ 0, {' or '.join(PRECISIONS)}")
 
-
-@dataclass(frozen=True)
-class Synthesis:
-    """Targeted PGD from uniform noise toward every class, unbounded but for the box.
-
-    attack: L∞ with ε = 15 makes the ball irrelevant and leaves the step size free, as in the notebook of the paper
-    (ε = 15, 100 steps, step 1.5·ε/steps); its random start then clips, so that a share of 1/30 of the start's pixels lies
-    strictly inside (0, 1).
-    """
-
-    attack: PGD = PGD(15.0, steps=100, targeted=True)
-    seeds: int = 1
-    chunk: int = 16
-
-
-def targets_of(labels: Labels, classes: int, target: int | None) -> Labels:
-    """The class to move toward: the given one, or the next in label order; raises InputError outside 0 … classes − 1."""
-    if target is None:
-        return (labels + 1) % classes
-    if not 0 <= target < classes:
-        raise InputError(f"target class is {target}; expected 0 to {classes - 1}")
-    return torch.full_like(labels, target)
+    @property
+    def kept(self) -> list[int]:
+        """The steps of which pictures are kept."""
+        return sorted({round(s) for s in np.linspace(0, self.attack.steps, self.frames)}) if self.frames else []
 
 
 def labels_for(model: Model, batch: Batch) -> Labels:
@@ -73,95 +75,129 @@ def labels_for(model: Model, batch: Batch) -> Labels:
     if not bool((batch.labels < 0).any()):
         return batch.labels
     with torch.no_grad():
-        return torch.where(batch.labels < 0, model(batch.images).argmax(1), batch.labels)
+        return torch.where(batch.labels < 0, model(batch.images.to(model.mean.device)).argmax(1).cpu(), batch.labels)
+
+
+def targets_of(model: Model, batch: Batch, target: int | str | None) -> Tensor:
+    """The classes to move toward (directions, n): one row, with 'each' one per class. Raises InputError outside the classes."""
+    classes, labels = model.card.num_classes, labels_for(model, batch)
+    if target == "each":
+        if classes > EACH:
+            raise InputError(f"{model.card.id} has {classes} classes; 'each' draws at most {EACH}: name one as the target")
+        return torch.arange(classes)[:, None].expand(-1, len(batch)).contiguous()
+    if target == "next-likely":
+        with torch.no_grad():
+            logits = model(batch.images.to(model.mean.device)).cpu()
+        return logits.scatter(1, labels[:, None], -torch.inf).argmax(1)[None]
+    if target is None:
+        return ((labels + 1) % classes)[None]
+    assert isinstance(target, int)
+    if not 0 <= target < classes:
+        raise InputError(f"target class is {target}; expected 0 to {classes - 1}")
+    return torch.full_like(labels, target)[None]
+
+
+class _Curves:
+    """Loss and probability of the goal at every step of runs over (directions, ε, images), and some pictures on the way."""
+
+    def __init__(self, params: Sweep, goals: Tensor, size: torch.Size) -> None:
+        runs = goals.shape  # (directions, eps, images)
+        self.goals, self.kept = goals.flatten(), params.kept
+        self.loss = np.zeros((*runs, params.attack.steps + 1), np.float32)
+        self.probability = np.zeros_like(self.loss)
+        self.film = np.zeros((*runs, len(self.kept), *size, 3), np.uint8)
+
+    def __call__(self, at: Tensor, step: Step) -> None:
+        rows = at.cpu().numpy()
+        goal = self.goals.to(step.logits.device)[at]
+        belief = step.logits.softmax(1).gather(1, goal[:, None])[:, 0]
+        for table, values in ((self.loss, step.loss), (self.probability, belief)):
+            table.reshape(-1, table.shape[-1])[rows, step.index] = values.float().cpu().numpy()
+        if step.index in self.kept:
+            frames = self.film.reshape(-1, *self.film.shape[3:])
+            frames[rows, self.kept.index(step.index)] = (pixels(step.x) * 255).round().astype(np.uint8)
 
 
 def sweep(models: Sequence[Model], batch: Batch, params: Sweep = Sweep()) -> Result:
-    """Perturb every image at every ε, away from its class and toward another.
+    """Perturb every image at every ε, away from its class and toward another, or toward each.
 
-    picture (model, direction, eps, image, y, x, channel): the perturbed images. predicted and confidence: each model's own
-    reading of them. success (model, direction, eps): share no longer given its label (away), or given the target (toward).
+    picture (model, direction, eps, image, y, x, channel): the perturbed images; directions are 'away', then 'toward' the target
+    or each class by name. predicted, confidence: each model's own reading of them; reached: no longer read as the label (away),
+    or read as the target. goal (model, direction, image): the class concerned. others: mean probability of the goal for models
+    of other architectures, the independent judges (away: what is left of the label). loss, probability (…, step): along each
+    run, of the goal by the model itself. film (…, frame, y, x, channel) uint8, where asked for. Measure success (model,
+    direction, eps): share reached.
     """
     started = time.perf_counter()
-    shape = (len(models), 2, len(params.eps), len(batch))
-    picture = np.zeros((*shape, *batch.images.shape[2:], 3), np.float32)
-    predicted, confidence, hit = np.zeros(shape, np.int64), np.zeros(shape, np.float32), np.zeros(shape, bool)
-    goal = np.zeros((len(models), len(batch)), np.int64)
-    plan = [(m, d, e) for m in range(len(models)) for d in range(2) for e in range(len(params.eps))]
-    for m, d, e in tqdm(plan, desc="perturbations", leave=False):
-        model = models[m]
+    for model in models:
         model.check_images(batch.images.shape)
-        labels = labels_for(model, batch)
-        goal[m] = targets_of(labels, model.card.num_classes, params.target).numpy()
-        pgd = dataclasses.replace(params.attack, eps=params.eps[e], targeted=bool(d))
-        first = 0
-        for part in batch.chunks(params.chunk):
-            rows = slice(first, first + len(part))
-            aim = torch.from_numpy(goal[m, rows]) if d else labels[rows]
-            step = attack(model, part.images, aim, pgd, first=first)
-            top = step.logits.softmax(1).max(1)
-            picture[m, d, e, rows] = pixels(step.x)
-            predicted[m, d, e, rows], confidence[m, d, e, rows] = top.indices.numpy(), top.values.numpy()
-            hit[m, d, e, rows] = ((top.indices == aim) == bool(d)).numpy()
-            first += len(part)
+    if len({m.card.num_classes for m in models}) > 1:
+        raise InputError(f"models have {[m.card.num_classes for m in models]} classes; give models of one set of classes")
+    runs = [_one(models, m, batch, params) for m in tqdm(range(len(models)), desc="perturbations", leave=False)]
     dims = ("model", "direction", "eps", "image")
+    after = {"picture": ("y", "x", "channel"), "film": ("frame", "y", "x", "channel")}
+    after |= {"loss": ("step",), "probability": ("step",)}
+    of = {name: (*dims, *after.get(name, ())) for name in runs[0]} | {"goal": ("model", "direction", "image")}
     data = xr.Dataset(
-        {
-            "picture": ((*dims, "y", "x", "channel"), picture),
-            "original": (("image", "y", "x", "channel"), pixels(batch.images)),
-            "predicted": (dims, predicted),
-            "confidence": (dims, confidence),
-            "target": (("model", "image"), goal),
-            "truth": ("image", batch.labels.numpy()),
-        },
-        coords=model_coords(models) | {"direction": list(DIRECTIONS), "eps": list(params.eps), "image": list(batch.ids)},
+        {name: (of[name], np.stack([r[name] for r in runs])) for name in runs[0] if name != "film" or params.frames},
+        coords=model_coords(models)
+        | {"direction": _directions(models[0], params), "eps": list(params.eps), "image": list(batch.ids)}
+        | ({"frame": params.kept} if params.frames else {}),
     )
-    rates = [wilson(int(v.sum()), len(batch)) for v in hit.reshape(-1, len(batch))]
-    data = data.assign(with_interval("success", dims[:3], rates, shape[:3], unit="share", better="none", n=len(batch)))
+    data["original"] = (("image", "y", "x", "channel"), pixels(batch.images))
+    data["truth"] = ("image", batch.labels.numpy())
+    hits = data["reached"].values
+    rates = [wilson(int(v.sum()), len(batch)) for v in hits.reshape(-1, len(batch))]
+    data = data.assign(with_interval("success", dims[:3], rates, hits.shape[:3], unit="share", better="none", n=len(batch)))
     return Result.of("sweep", "Perturbations as ε grows", data, params=params, models=models, batch=batch, started=started)
 
 
-def synthesise(models: Sequence[Model], batch: Batch, params: Synthesis = Synthesis()) -> Result:
-    """Start from uniform noise of the batch's image size and move toward each class; the batch's pixels play no part.
+def _directions(model: Model, params: Sweep) -> list[str]:
+    toward = [f"toward {model.card.label(i)}" for i in range(model.card.num_classes)] if params.target == "each" else ["toward"]
+    return ["away", *toward]
 
-    picture (model, seed, target, y, x, channel). predicted, own (model, seed, target): the model's reading, and its confidence
-    in the target; others: mean confidence in the target of the models of other architectures, the independent check.
-    """
-    started = time.perf_counter()
-    classes = models[0].card.num_classes
-    if any(m.card.num_classes != classes for m in models):
-        raise InputError(f"models have {[m.card.num_classes for m in models]} classes; give models of one set of classes")
-    h, w = batch.images.shape[2:]
-    noise = torch.rand((params.seeds * classes, 3, h, w), generator=torch.Generator().manual_seed(params.attack.seed))
-    goals = torch.arange(classes).repeat(params.seeds)
-    shape = (len(models), params.seeds, classes)
-    picture = np.zeros((*shape, h, w, 3), np.float32)
-    own, others = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    predicted = np.zeros(shape, np.int64)
-    for m, model in enumerate(tqdm(models, desc="synthesis from noise", leave=False)):
-        drawn = torch.cat(
-            [
-                attack(model, noise[i : i + params.chunk], goals[i : i + params.chunk], params.attack, first=i).x
-                for i in range(0, len(noise), params.chunk)
-            ]
-        )
+
+def _one(models: Sequence[Model], m: int, batch: Batch, params: Sweep) -> dict[str, Any]:
+    """One model's runs, arrays (directions, eps, images, …)."""
+    model = models[m]
+    goal = torch.cat([labels_for(model, batch)[None], targets_of(model, batch, params.target)])
+    goals = goal[:, None].expand(-1, len(params.eps), -1).contiguous()
+    curves = _Curves(params, goals, batch.images.shape[2:])
+    away = _runs(model, batch, goals[:1], params, curves, 0)
+    toward = _runs(model, batch, goals[1:], params, curves, away.x.shape[0])
+    x, logits, reached = (torch.cat([getattr(f, name).cpu() for f in (away, toward)]) for name in ("x", "logits", "success"))
+    top, shape = logits.softmax(1).max(1), (*goals.shape,)
+    return {
+        "picture": pixels(x.float()).reshape(*shape, *batch.images.shape[2:], 3),
+        "predicted": top.indices.reshape(shape).numpy(),
+        "confidence": top.values.float().reshape(shape).numpy(),
+        "reached": reached.reshape(shape).numpy(),
+        "goal": goal.numpy(),
+        "others": judged(models, m, x.float(), goals.flatten()).reshape(shape).numpy(),
+        "loss": curves.loss,
+        "probability": curves.probability,
+        "film": curves.film,
+    }
+
+
+def _runs(model: Model, batch: Batch, goals: Tensor, params: Sweep, curves: _Curves, before: int) -> Found:
+    """All runs of one sign at once, (directions, eps, images) flattened; an image has one start whatever its ε and goal."""
+    directions, sizes, n = goals.shape
+    eps = torch.tensor(params.eps)[None, :, None].expand(goals.shape).flatten()
+    pgd = dataclasses.replace(params.attack, eps=max(params.eps), targeted=before > 0)
+    return attack(
+        model, batch.images.repeat(directions * sizes, 1, 1, 1), goals.flatten(), pgd,
+        eps=eps, first=list(range(n)) * (directions * sizes), chunk=params.chunk, precision=params.precision,
+        watch=lambda at, step: curves(at + before, step),
+    )  # fmt: skip
+
+
+def judged(models: Sequence[Model], generator: int, x: Tensor, goals: Labels) -> Tensor:
+    """Mean probability (n,) that models of other architectures give each picture's goal; NaN where there are none."""
+    found = []
+    for j in judges_of(models, generator):
+        device = models[j].mean.device
         with torch.no_grad():
-            read = torch.stack([judge(drawn).softmax(1).gather(1, goals[:, None])[:, 0] for judge in models])
-            predicted[m] = model(drawn).argmax(1).reshape(shape[1:]).numpy()
-        picture[m] = pixels(drawn).reshape(*shape[1:], h, w, 3)
-        own[m] = read[m].reshape(shape[1:]).numpy()
-        rest = judges_of(models, m)
-        others[m] = (read[rest].mean(0) if rest else torch.full_like(read[m], float("nan"))).reshape(shape[1:]).numpy()
-    dims = ("model", "seed", "target")
-    data = xr.Dataset(
-        {
-            "picture": ((*dims, "y", "x", "channel"), picture),
-            "own": (dims, own),
-            "predicted": (dims, predicted),
-            "others": (dims, others),
-        },
-        coords=model_coords(models) | {"target": [models[0].card.label(i) for i in range(classes)]},
-    )
-    return Result.of(
-        "synthesis", "Synthesis from noise toward each class", data, params=params, models=models, batch=batch, started=started
-    )
+            logits = torch.cat([models[j](part.to(device)).cpu() for part in x.split(64)])
+        found.append(logits.softmax(1).gather(1, goals[:, None])[:, 0])
+    return torch.stack(found).mean(0) if found else torch.full((len(x),), torch.nan)

@@ -17,7 +17,8 @@ import torch
 import xarray as xr
 from tqdm import tqdm
 
-from interp.attacks.pgd import PGD, attack
+from interp.attacks.pgd import PGD
+from interp.attacks.search import attack
 from interp.models.load import check_labels
 from interp.models.model import Model, macs, model_coords
 from interp.result import Result, with_interval
@@ -34,27 +35,25 @@ class Accuracy:
     """
 
     attack: PGD = PGD(8 / 255, "linf", steps=20, step_size=2 / 255)
-    chunk: int = 64
+    chunk: int | None = field(default=None, metadata={"cost": True})
     autoattack: bool = field(default=False, metadata={"later": True})
 
 
 def correct(
-    model: Model, batch: Batch, pgd: PGD | None = None, *, chunk: int = 64, losses: Sequence[str] = ("ce",)
+    model: Model, batch: Batch, pgd: PGD | None = None, *, chunk: int | None = None, losses: Sequence[str] = ("ce",)
 ) -> np.ndarray:
     """Which images (n,) the model classifies as labelled, clean or under every attack (one per loss in `losses`)."""
-    found, first = [], 0
-    for part in batch.chunks(chunk):
-        x, y = part.images.to(model.mean.device), part.labels.to(model.mean.device)
-        with torch.no_grad():
-            right = model(x).argmax(1) == y
-        for loss in losses if pgd else ():
-            at = right.nonzero()[:, 0]
-            if pgd and len(at):
-                step = attack(model, x[at], y[at], dataclasses.replace(pgd, loss=loss), first=first)
-                right[at] = step.logits.argmax(1) == y[at]
-        found.append(right.cpu().numpy())
-        first += len(part)
-    return np.concatenate(found)
+    device = model.mean.device
+    with torch.no_grad():
+        clean = [(model(part.images.to(device)).argmax(1).cpu() == part.labels) for part in batch.chunks(chunk or 64)]
+    right = torch.cat(clean)
+    for loss in losses if pgd else ():
+        at = right.nonzero()[:, 0]
+        if pgd and len(at):
+            attacked = dataclasses.replace(pgd, loss=loss)
+            found = attack(model, batch.images[at], batch.labels[at], attacked, first=at.tolist(), chunk=chunk)
+            right[at] = ~found.success.cpu()
+    return right.numpy()
 
 
 def accuracy(models: Sequence[Model], batch: Batch, params: Accuracy = Accuracy()) -> Result:
@@ -71,7 +70,7 @@ def accuracy(models: Sequence[Model], batch: Batch, params: Accuracy = Accuracy(
         held = [clean, robust]
         if params.autoattack:
             pgd = params.attack
-            held.append(autoattack(model, batch, norm=pgd.norm, eps=pgd.eps, chunk=params.chunk, seed=pgd.seed))
+            held.append(autoattack(model, batch, norm=pgd.norm, eps=pgd.eps, chunk=params.chunk or 64, seed=pgd.seed))
         rates.append([wilson(int(v.sum()), len(v)) for v in held])
     data = xr.Dataset(coords=model_coords(models))
     for i, name in enumerate(names):
