@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from interp.attacks.inversion import Invert, invert
     from interp.attacks.pgd import PGD, Step, pgd_steps
     from interp.attacks.search import Found, attack
     from interp.attacks.sweep import Sweep, sweep
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from interp.types import Batch, Card, Preprocess
 
 _WHERE = {
+    "attacks.inversion": ("Invert", "invert"),
     "attacks.pgd": ("PGD", "Step", "pgd_steps"),
     "attacks.search": ("Found", "attack"),
     "attacks.sweep": ("Sweep", "sweep"),
@@ -68,6 +70,7 @@ __all__ = [
     "Compare",
     "Found",
     "InputError",
+    "Invert",
     "Model",
     "Preprocess",
     "Recipe",
@@ -86,6 +89,7 @@ __all__ = [
     "fetch",
     "images",
     "inspect",
+    "invert",
     "load",
     "open",
     "pgd_steps",

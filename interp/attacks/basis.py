@@ -4,7 +4,7 @@ fourier   steepest ascent in the coordinates of feature visualisation (Olah et a
           the picture is F⁻¹(s·c) with s(f) = max(|f|, 1/size)^−decay. A step along ∇_c = s·F∇_x moves the picture along
           F⁻¹(s²·F∇_x): the same weighting of the spectrum, written in pixels, so that the ball and the box stay where they are.
 jitter    each step shows the model the picture shifted by whole pixels, up to `jitter` along each axis, wrapped around
-blur      each step shows it blurred by a Gaussian of that width; so is the gradient, by the same matrix
+blur      each step shows it blurred by a Gaussian of that width; so is the gradient, by the transposed matrix
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BASES = ("pixels", "fourier")
 
 
 def weighted(g: Tensor, decay: float) -> Tensor:
-    """F⁻¹(s²·F g) for g (n, c, h, w), s² scaled to mean 1. Limit: decay 0 returns g."""
+    """F⁻¹(s²·F g) for g (n, c, h, w), s² scaled to mean 1 over the frequencies of rfft2. Limit: decay 0 returns g."""
     h, w = g.shape[-2:]
     frequency = torch.hypot(torch.fft.fftfreq(h)[:, None], torch.fft.rfftfreq(w)[None, :]).clamp_min(1 / max(h, w))
     weight = frequency ** (-2 * decay)

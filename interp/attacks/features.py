@@ -13,7 +13,7 @@ from interp.types import Images, InputError
 
 
 class _Cut(nn.Module):
-    """The network whose output is what the watched layer gave in the pass."""
+    """The network whose output is what the watched layer gave in the pass; its hooks are methods, so that copies are cut too."""
 
     def __init__(self, net: nn.Module, layer: str) -> None:
         super().__init__()
@@ -26,9 +26,15 @@ class _Cut(nn.Module):
         seen, self.seen = self.seen, None
         if isinstance(seen, tuple):  # XCiT's and others' blocks carry their grid along
             seen = seen[0]
-        if not isinstance(seen, Tensor) or len(seen) != len(x):
+        if not isinstance(seen, Tensor) or seen.shape[:1] != x.shape[:1]:
             raise InputError(f"layer {self.layer!r} gives no tensor with one entry per image in this model's forward pass")
         return seen.flatten(1)
+
+    def before(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.seen = inputs[0]
+
+    def after(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self.seen = output
 
 
 @contextmanager
@@ -43,16 +49,8 @@ def cut(net: nn.Module, layer: str) -> Iterator[nn.Module]:
     if watched not in layers or watched == "":
         near = [name for name in layers if layer.split(".")[0] in name][:8] or list(layers)[1:9]
         raise InputError(f"there is no layer {layer!r}; layers are named like {', '.join(near)}")
-    cutting = _Cut(net, watched)
-
-    def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        cutting.seen = inputs[0]
-
-    def after(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        cutting.seen = output
-
-    module = layers[watched]
-    handle = module.register_forward_pre_hook(before) if layer == "" else module.register_forward_hook(after)
+    cutting, module = _Cut(net, watched), layers[watched]
+    handle = module.register_forward_pre_hook(cutting.before) if layer == "" else module.register_forward_hook(cutting.after)
     try:
         yield cutting
     finally:

@@ -41,7 +41,7 @@ class Invert:
     """
 
     layer: str = ""
-    attack: PGD = PGD(100.0, "l2", steps=200, step_size=0.5, targeted=True, random_start=False, loss="features")
+    attack: PGD = PGD(40.0, "l2", steps=200, targeted=True, random_start=False, loss="features")
     start: str = "noise"
     chunk: int | None = field(default=None, metadata={"cost": True})
 
@@ -61,9 +61,12 @@ def invert(models: Sequence[Model], batch: Batch, params: Invert = Invert()) -> 
     """
     started = time.perf_counter()
     start = _start(batch, params)
+    for model in models:
+        model.check_images(batch.images.shape)
+        with cut(model, params.layer):  # raises before anything is computed
+            pass
     pictures, begun, distance = [], [], []
     for model in tqdm(models, desc="inversion", leave=False):
-        model.check_images(batch.images.shape)
         with cut(model, params.layer) as features:
             wanted, before = (_features(features, x.to(model.mean.device)) for x in (batch.images, start))
             found = attack(features, start, wanted, params.attack, chunk=params.chunk)

@@ -156,7 +156,7 @@ def pgd_steps(
     norm, loss_of, reader = NORMS[pgd.norm], loss_named(pgd.loss, targeted=pgd.targeted), reader or model
     radius = _radius(x, pgd) if eps is None else eps.to(x)
     rule = RULES[pgd.rule](pgd, x, radius)
-    shows = _shows(pgd, len(x), first, restart)
+    shows = _shows(pgd, x, first, restart)
     if start is not None:
         current = norm.land(x, start - x, radius)
     elif pgd.random_start:
@@ -192,19 +192,19 @@ def _radius(x: Images, pgd: PGD) -> Tensor:
     return torch.full((len(x),), pgd.eps, dtype=x.dtype, device=x.device)
 
 
-def _shows(pgd: PGD, n: int, first: int | Sequence[int], restart: int | Sequence[int]) -> list[Tensor]:
+def _shows(pgd: PGD, x: Images, first: int | Sequence[int], restart: int | Sequence[int]) -> list[Tensor]:
     """The shifts (n, 2) of every step, drawn sample by sample; nothing without jitter."""
     if not pgd.jitter:
         return []
     drawn = [
         torch.randint(-pgd.jitter, pgd.jitter + 1, (pgd.steps, 2), generator=torch.Generator().manual_seed(number))
-        for number in seeds_of(n, seed=pgd.seed + 15_485_863, first=first, restart=restart)
+        for number in seeds_of(len(x), seed=pgd.seed + 15_485_863, first=first, restart=restart)
     ]
-    return list(torch.stack(drawn, 1))
+    return list(torch.stack(drawn, 1).to(x.device))
 
 
 def _shown(x: Images, pgd: PGD, by: Tensor | None) -> Images:
-    moved = x if by is None else shifted(x, by.to(x.device))
+    moved = x if by is None else shifted(x, by)
     return blurred(moved, pgd.blur) if pgd.blur else moved
 
 

@@ -80,6 +80,7 @@ def attack(
     ball or the box. Limit: ε = 0 returns x.
     """
     _check(x, y, eps, start, first)
+    _check_labels(model, y)
     if watch is not None and pgd.restarts > 1:
         raise InputError(f"{pgd.restarts} restarts cannot be watched step by step; expected one")
     device = next((p.device for p in model.parameters()), x.device)
@@ -93,13 +94,13 @@ def attack(
     )
     if chunk is None:
         chunk = _fastest(model, runner, samples, pgd)
-    beside = 1 if pgd.stop else min(pgd.restarts, chunk)
+    beside = 1 if pgd.stop else max(1, min(pgd.restarts, chunk))
 
     def run(rows: slice) -> Found:
         seen = None if watch is None else lambda at, step: watch(at + rows.start, step)
         return _restarts(runner, samples[rows], pgd, beside, seen)
 
-    pieces = [found for _, found in in_chunks(run, len(x), max(1, chunk // beside))]
+    pieces = [found for _, found in in_chunks(run, len(x), chunk // beside)]
     joined = Found(**{name: torch.cat([getattr(piece, name) for piece in pieces]) for name in TENSORS}, words=runner.words)  # type: ignore[arg-type]
     _assert_within(joined.x, samples, pgd)
     return joined
@@ -116,6 +117,16 @@ def _check(x: Images, y: Tensor, eps: Tensor | None, start: Images | None, first
         raise InputError(f"ε are {eps.tolist()[:8]}; expected numbers ≥ 0 in units of [0, 1]")
     if start is not None and start.shape != x.shape:
         raise InputError(f"the starts have shape {tuple(start.shape)}; expected that of the images, {tuple(x.shape)}")
+
+
+def _check_labels(model: nn.Module, y: Tensor) -> None:
+    """Raise InputError where a label is no class; how many there are is known of a `Model`."""
+    if y.is_floating_point():
+        return
+    least, most = int(y.min()), int(y.max())
+    classes = model.card.num_classes if isinstance(model, Model) else most + 1
+    if least < 0 or most >= classes:
+        raise InputError(f"labels are {least} to {most}; expected classes from 0 to {classes - 1}")
 
 
 def _fastest(model: nn.Module, runner: Engine, samples: _Samples, pgd: PGD) -> int:

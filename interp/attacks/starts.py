@@ -11,8 +11,8 @@ STARTS = ("noise", "gaussian", "images")
 
 
 def uniform(shape: tuple[int, ...], *, seed: int, first: int = 0) -> Images:
-    """Uniform noise in [0, 1], one seed per image."""
-    numbers = seeds_of(shape[0], seed=seed, first=first)
+    """Uniform noise in [0, 1], one seed per image: another than that of its random start, which would follow the noise."""
+    numbers = seeds_of(shape[0], seed=seed + 32_452_843, first=first)
     return torch.stack([torch.rand(shape[1:], generator=torch.Generator().manual_seed(number)) for number in numbers])
 
 

@@ -115,23 +115,20 @@ class _Bfloat16(nn.Module):
 
 
 class _Compiled(nn.Module):
-    """A compiled network; on CUDA in graphs, whose logits and gradient are copied out before the next pass overwrites them."""
+    """A network compiled for any number of images, without CUDA graphs: they overwrite logits and gradients that callers keep."""
 
-    def __init__(self, net: nn.Module, device: torch.device) -> None:
+    def __init__(self, net: nn.Module) -> None:
         super().__init__()
-        self.net = torch.compile(net, mode="reduce-overhead" if device.type == "cuda" else None)
+        self.net = torch.compile(net)
 
     def forward(self, x: Tensor) -> Tensor:
-        torch._dynamo.maybe_mark_dynamic(x, 0)  # chunks differ in size
-        if x.requires_grad:
-            x = x.view_as(x)
-            x.register_hook(Tensor.clone)
-        return self.net(x).clone()
+        torch._dynamo.maybe_mark_dynamic(x, 0)
+        return self.net(x)
 
 
 def _compiled(net: nn.Module, example: Tensor) -> nn.Module | None:
     """The network compiled and run once, forward and backward; None, logged, where that fails."""
-    compiled, x = _Compiled(net, example.device), example.requires_grad_(True)
+    compiled, x = _Compiled(net), example.requires_grad_(True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

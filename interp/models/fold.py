@@ -42,7 +42,7 @@ def folded(net: nn.Module, example: Tensor) -> nn.Module:
     try:
         pairs = _followers(plain, example)
         # channels_last, since torch 2.14 differentiates an NCHW batch norm of one image wrongly where the gradient comes as NHWC
-        exact = copy.deepcopy(plain).to(device, torch.float64, memory_format=torch.channels_last)
+        exact = copy.deepcopy(plain).to(device, torch.float64).to(memory_format=torch.channels_last)
         x = example.to(device, torch.float64)
         pairs = [p for p in pairs if _equal(exact, p, x)]
         if not pairs:
@@ -116,12 +116,15 @@ def _followers(net: nn.Module, x: Tensor) -> list[Pair]:
 
 
 def _merged(conv: Any, norm: Any) -> tuple[Tensor, Tensor]:
-    """w' and b' of the equation above, in the weight's dtype."""
-    w, mean, var = conv.weight.double(), norm.running_mean.double(), norm.running_var.double()
-    scale = (var + norm.eps).rsqrt() * (1 if norm.weight is None else norm.weight.double())
-    bias = (0 if conv.bias is None else conv.bias.double()) - mean
-    shift = bias * scale + (0 if norm.bias is None else norm.bias.double())
-    return (w * scale.view(-1, *[1] * (w.ndim - 1))).to(conv.weight.dtype), shift.to(conv.weight.dtype)
+    """w' and b' of the equation above, in the weight's dtype and on its device."""
+
+    def exact(tensor: Tensor | None, absent: float) -> Tensor:  # on the processor: MPS has no float64
+        return torch.tensor(absent) if tensor is None else tensor.detach().to("cpu", torch.float64)
+
+    w = exact(conv.weight, 0)
+    scale = (exact(norm.running_var, 0) + norm.eps).rsqrt() * exact(norm.weight, 1)
+    shift = (exact(conv.bias, 0) - exact(norm.running_mean, 0)) * scale + exact(norm.bias, 0)
+    return (w * scale.view(-1, *[1] * (w.ndim - 1))).to(conv.weight), shift.to(conv.weight)
 
 
 def _fold(net: nn.Module, pairs: list[Pair]) -> nn.Module:
@@ -140,9 +143,10 @@ def _fold(net: nn.Module, pairs: list[Pair]) -> nn.Module:
 
 def _equal(net: nn.Module, pair: Pair, x: Tensor) -> bool:
     """Whether the fold of one pair alone keeps what the two compute, on random input."""
-    conv, norm, shape = pair
-    alone = nn.Sequential(copy.deepcopy(net.get_submodule(conv)), copy.deepcopy(net.get_submodule(norm)))
-    extents = [d * (k - 1) + 1 for k, d in zip(alone[0].kernel_size, alone[0].dilation, strict=True)]
+    names, shape = pair[:2], pair[2]
+    alone = nn.Sequential(*(copy.deepcopy(net.get_submodule(name)) for name in names))
+    conv: Any = alone[0]
+    extents = [d * (k - 1) + 1 for k, d in zip(conv.kernel_size, conv.dilation, strict=True)]
     sides = [min(side, max(8, extent)) for side, extent in zip(shape[2:], extents, strict=True)]
     z = torch.randn(*shape[:2], *sides, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(x.device)
     with torch.no_grad():
