@@ -1,12 +1,14 @@
 """Statistics in constant memory, and the intervals that go with every number we print.
 
-Running merges by the pairwise update of Chan, Golub & LeVeque (1979); rates get Wilson's interval (1927), other means a
-percentile bootstrap over images (Efron 1979).
+Running adds by the update of West (1979) and merges by that of Chan, Golub & LeVeque (1979); rates get Wilson's interval
+(1927), other means a percentile bootstrap over images (Efron 1979).
 """
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,72 +46,103 @@ def bootstrap(values: npt.ArrayLike, *, draws: int = 2000, seed: int = 0) -> Int
     return Interval(float(v.mean()), float(low), float(high))
 
 
-class Running:
-    """Mean, mean absolute value, variance and sign agreement of a stream of tensors of one shape, in constant memory.
+def wide(like: Tensor) -> torch.dtype:
+    """The widest float of a tensor's device: float64, on MPS float32."""
+    return torch.float32 if like.device.type == "mps" else torch.float64
 
-    `update` takes a tensor (k, …) of k samples. Limit: updates in any split, or `merge` of parts, give the one-pass result.
+
+class Running:
+    """Weighted mean, mean absolute value, variance and sign agreement of a stream of tensors of one shape, in constant memory.
+
+    `update` takes k samples (k, …), each with a weight above zero, 1 where none is given. Accumulated one sample after another
+    in float64, on devices that lack it (MPS) in float32; given out in the samples' dtype. Limits: updates in any split give the
+    same bits, and `merge` of parts the one-pass result up to rounding.
     """
 
     def __init__(self) -> None:
-        self.count = 0
-        self._mean: Tensor | None = None
-        self._absolute: Tensor | None = None
-        self._squares: Tensor | None = None
-        self._signs: Tensor | None = None
+        self.count, self.weight = 0, 0.0
+        self._sums: _Sums | None = None
 
-    def update(self, samples: Tensor) -> None:
-        """Add k samples (k, …), accumulated in float64."""
-        v = samples.detach().double()
-        part = Running()
-        part.count = len(v)
-        part._mean, part._absolute, part._signs = v.mean(0), v.abs().mean(0), v.sign().sum(0)
-        part._squares = (v - part._mean).square().sum(0)
-        self.merge(part)
+    def update(self, samples: Tensor, weights: Sequence[float] | None = None) -> None:
+        """Add k samples (k, …) with weights (k,); raises ValueError where a weight is not above zero."""
+        for sample, weight in zip(samples.detach(), [1.0] * len(samples) if weights is None else weights, strict=True):
+            if not weight > 0:
+                raise ValueError(f"the weight of a sample is {weight}; expected a number above zero")
+            if self._sums is None:
+                self._sums = _Sums(sample)
+            self.count, self.weight = self.count + 1, self.weight + weight
+            self._sums.add(sample, weight, weight / self.weight)
 
     def merge(self, other: Running) -> None:
         """Add all that another Running has seen."""
-        if other.count == 0:
+        if other._sums is None:
             return
-        if self.count == 0:
-            self.count, self._mean, self._absolute = other.count, other._mean, other._absolute
-            self._squares, self._signs = other._squares, other._signs
-            return
-        total = self.count + other.count
-        share = other.count / total
-        delta = _seen(other._mean) - _seen(self._mean)
-        self._squares = _seen(self._squares) + _seen(other._squares) + delta.square() * (self.count * share)
-        self._mean = _seen(self._mean) + delta * share
-        self._absolute = _seen(self._absolute) + (_seen(other._absolute) - _seen(self._absolute)) * share
-        self._signs = _seen(self._signs) + _seen(other._signs)
-        self.count = total
+        total = self.weight + other.weight
+        if self._sums is None:
+            self._sums = copy.deepcopy(other._sums)
+        else:
+            self._sums.merge(other._sums, self.weight, other.weight / total)
+        self.count, self.weight = self.count + other.count, total
 
     @property
     def mean(self) -> Tensor:
-        """Mean of all samples."""
-        return _seen(self._mean).float()
+        """Weighted mean of all samples."""
+        sums = self._seen()
+        return sums.mean.to(sums.dtype)
 
     @property
     def absolute(self) -> Tensor:
         """Mean absolute value."""
-        return _seen(self._absolute).float()
+        sums = self._seen()
+        return (sums.absolute / self.weight).to(sums.dtype)
 
     @property
     def variance(self) -> Tensor:
         """Population variance."""
-        return (_seen(self._squares) / self.count).float()
+        sums = self._seen()
+        return (sums.squares / self.weight).to(sums.dtype)
 
     @property
     def agreement(self) -> Tensor:
         """|Σ sign| / n in [0, 1]: 1 where every sample has the same sign."""
-        return (_seen(self._signs).abs() / self.count).float()
+        return self._seen().signs.abs() / self.weight
+
+    def _seen(self) -> _Sums:
+        if self._sums is None:
+            raise ValueError("no samples yet: call update first")
+        return self._sums
 
 
-def _seen(value: Tensor | None) -> Tensor:
-    if value is None:
-        raise ValueError("no samples yet: call update first")
-    return value
+class _Sums:
+    """The accumulators, of the shape of one sample, and two buffers, so that adding one allocates nothing."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.dtype = like.dtype
+        exact = wide(like)
+        self.mean, self.squares, self.absolute, self._wide = (
+            torch.zeros(like.shape, dtype=exact, device=like.device) for _ in range(4)
+        )
+        self.signs, self._buffer = (torch.zeros(like.shape, dtype=like.dtype, device=like.device) for _ in range(2))
+
+    def add(self, v: Tensor, weight: float, share: float) -> None:
+        self._wide.copy_(v).sub_(self.mean)
+        self.mean.add_(self._wide, alpha=share)
+        self.squares.addcmul_(self._wide, self._wide, value=weight * (1 - share))
+        self.absolute.add_(torch.abs(v, out=self._buffer), alpha=weight)
+        self.signs.add_(torch.sign(v, out=self._buffer), alpha=weight)
+
+    def merge(self, other: _Sums, weight: float, share: float) -> None:
+        delta = other.mean - self.mean
+        self.squares += other.squares + delta.square() * (weight * share)
+        self.mean += delta * share
+        self.absolute += other.absolute
+        self.signs += other.signs
 
 
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosine between two batches (n, …), per sample (n,); 0 where either is zero."""
-    return torch.nn.functional.cosine_similarity(a.flatten(1), b.flatten(1), dim=1)
+    one, other = (
+        v / torch.linalg.vector_norm(v, dim=1, keepdim=True).clamp_min(torch.finfo(v.dtype).tiny)
+        for v in (a.flatten(1), b.flatten(1))
+    )
+    return torch.linalg.vecdot(one, other)

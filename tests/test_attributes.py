@@ -13,7 +13,7 @@ from interp.attacks.pgd import PGD
 from interp.attributes.classify import as_image, read_as
 from interp.attributes.compare import CONTROL, MEASURES, Compare, compare
 from interp.attributes.edges import alignment, sobel
-from interp.attributes.spectrum import centroid, energy, radial
+from interp.gradients.spectrum import centroid, energy, radial
 from interp.models.model import judges_of
 from interp.types import Batch
 

@@ -95,16 +95,60 @@ def test_nothing_seen_is_nothing_known() -> None:
             getattr(Running(), name)
 
 
+def test_any_split_gives_the_same_bits() -> None:
+    v = stream(12, 3)
+    whole, single = folded([v]), folded(list(v.split(1)))
+    assert all(torch.equal(getattr(whole, name), getattr(single, name)) for name in FIELDS)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=12), st.integers(0, 9))
+@settings(max_examples=30, deadline=None)
+def test_a_weight_counts_a_sample_as_often(weights: list[int], seed: int) -> None:
+    v = stream(len(weights), seed, offset=0.3)
+    repeated = v.repeat_interleave(torch.tensor(weights), dim=0)
+    weighted, half = Running(), Running()
+    weighted.update(v, weights)
+    half.update(v, [w / 2 for w in weights])
+    assert weighted.count == len(v) and weighted.weight == len(repeated)
+    for name, want in one_pass(repeated).items():
+        for running in (weighted, half):
+            np.testing.assert_allclose(getattr(running, name).numpy(), want, rtol=1e-6, atol=1e-7, err_msg=name)
+    left, right = Running(), Running()
+    left.update(v[:3], weights[:3])
+    right.update(v[3:], weights[3:])
+    right.merge(left)
+    np.testing.assert_allclose(right.variance.numpy(), weighted.variance.numpy(), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, math.nan])
+def test_weights_are_above_zero(weight: float) -> None:
+    with pytest.raises(ValueError, match="above zero"):
+        Running().update(stream(2, 0), [1.0, weight])
+
+
+def test_each_sample_has_one_weight() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        Running().update(stream(3, 0), [1.0, 1.0])
+
+
+def test_statistics_have_the_precision_of_the_samples() -> None:
+    v = stream(5, 0).double() / 3
+    for name in FIELDS:
+        assert getattr(folded([v]), name).dtype == torch.float64
+        assert getattr(folded([v.float()]), name).dtype == torch.float32
+    np.testing.assert_allclose(folded([v]).mean.numpy(), v.numpy().mean(0), rtol=1e-14)
+
+
 def test_memory_does_not_grow_with_the_samples() -> None:
     def held(running: Running) -> int:
-        return sum(v.untyped_storage().nbytes() for v in vars(running).values() if isinstance(v, Tensor))
+        return sum(v.untyped_storage().nbytes() for v in vars(running._sums).values() if isinstance(v, Tensor))
 
     running = folded([stream(3, 0)])
-    first, names = held(running), set(vars(running))
+    first, names = held(running), set(vars(running._sums))
     for i in range(50):
         running.update(stream(20, i))
-    assert held(running) == first == 4 * 6 * 8 and set(vars(running)) == names
-    assert not any(isinstance(v, list | dict | tuple) for v in vars(running).values())
+    assert held(running) == first == 6 * (4 * 8 + 2 * 4) and set(vars(running._sums)) == names
+    assert not any(isinstance(v, list | dict | tuple) for v in [*vars(running).values(), *vars(running._sums).values()])
     x = stream(1000, 0).requires_grad_(True)
     running.update(x * 2)
     assert not running.mean.requires_grad and held(running) == first
@@ -156,6 +200,11 @@ def test_the_bootstrap_is_seeded_and_leaves_nan_out() -> None:
     assert bootstrap(np.arange(30.0)) != bootstrap(np.arange(30.0), seed=1)
     assert bootstrap([5.0, 5.0]) == (5.0, 5.0, 5.0)
     assert all(map(math.isnan, bootstrap([]))) and all(map(math.isnan, bootstrap([math.nan])))
+
+
+def test_cosine_of_tiny_vectors() -> None:
+    a = torch.randn(3, 20, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(cosine(1e-15 * a, 1e-15 * a), torch.ones(3), atol=1e-5)
 
 
 def test_cosine_per_sample() -> None:

@@ -16,12 +16,13 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from interp.attacks.pgd import PGD, attack
+from interp.attacks.pgd import PGD
+from interp.attacks.search import attack
 from interp.attributes.classify import as_image, read_as
 from interp.attributes.edges import alignment
-from interp.attributes.spectrum import centroid, radial
-from interp.gradients.accumulate import fold
-from interp.gradients.sources import over_steps
+from interp.gradients.fold import fold
+from interp.gradients.sources import Block, over_steps
+from interp.gradients.spectrum import centroid, radial
 from interp.models.load import check_labels
 from interp.models.model import Model, judges_of, model_coords
 from interp.result import Result, with_interval
@@ -161,26 +162,23 @@ def _perturb(model: Model | None, batch: Batch, goals: Labels, params: Compare) 
     if model is None:
         noise = torch.rand(batch.images.shape, generator=torch.Generator().manual_seed(pgd.seed))
         return (batch.images + (2 * noise - 1) * pgd.eps).clamp(0, 1) - batch.images
-    made, first = [], 0
-    for part in batch.chunks(params.chunk):
-        made.append(attack(model, part.images, goals[first : first + len(part)], pgd, first=first).x - part.images)
-        first += len(part)
-    return torch.cat(made)
+    return attack(model, batch.images, goals, pgd).x.cpu() - batch.images
 
 
 def _accumulated(model: Model | None, batch: Batch, params: Compare) -> tuple[Tensor, Tensor]:
     """Mean gradient (n, 3, h, w) along an untargeted attack and its persistence (n,); for the control, sums of noise."""
     if model is None:
         generator = torch.Generator().manual_seed(params.gradients.seed)
-        running, cosines = fold(torch.randn(batch.images.shape, generator=generator) for _ in range(params.gradients.steps))
-        return running.mean, cosines
-    means, cosines_, first = [], [], 0
+        noise = (Block(torch.randn(1, *batch.images.shape, generator=generator)) for _ in range(params.gradients.steps))
+        folded = fold(noise)
+        return folded.running.mean, folded.cosine
+    means, cosines, first = [], [], 0
     for part in batch.chunks(params.chunk):
-        running, cosines = fold(over_steps(model, part.images, part.labels, params.gradients, first=first))
-        means.append(running.mean)
-        cosines_.append(cosines)
+        folded = fold(over_steps(model, part.images, part.labels, params.gradients, first=first))
+        means.append(folded.running.mean)
+        cosines.append(folded.cosine)
         first += len(part)
-    return torch.cat(means), torch.cat(cosines_)
+    return torch.cat(means), torch.cat(cosines)
 
 
 def _dataset(

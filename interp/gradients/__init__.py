@@ -1,1 +1,1 @@
-"""Input gradients, one by one from a source and folded in constant memory."""
+"""Input gradients, block by block from a source and folded in constant memory; attributions."""

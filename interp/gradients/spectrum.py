@@ -35,5 +35,5 @@ def radial(v: Tensor, *, bins: int = 16) -> tuple[Tensor, Tensor]:
     radius, power = energy(v)
     top = 0.5**0.5
     band = (radius / top * bins).long().clamp_max(bins - 1).flatten()
-    shares = torch.zeros(len(v), bins, device=v.device).index_add_(1, band, power.flatten(1))
+    shares = torch.zeros(len(v), bins, dtype=power.dtype, device=v.device).index_add_(1, band, power.flatten(1))
     return (torch.arange(bins, device=v.device) + 0.5) * top / bins, shares / shares.sum(1, keepdim=True)
