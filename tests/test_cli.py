@@ -77,8 +77,34 @@ BAD: dict[str, tuple[list[str], str]] = {
     "spec, analyze": (["analyze", "tiny_lnif"], "the nearest ids are tiny_linf"),
     "norm": (["perturb", "tiny_linf", "--norm", "l3"], "norm is 'l3'; expected one of linf, l2"),
     "steps": (["perturb", "tiny_linf", "--steps", "0"], "steps is 0"),
+    "step size": (["perturb", "tiny_linf", "--step-size", "0"], "step size is 0.0; expected a number > 0"),
+    "step size of apgd": (["perturb", "tiny_linf", "--rule", "apgd", "--step-size", "1/255"], "but apgd chooses its own"),
+    "rule": (["perturb", "tiny_linf", "--rule", "adam"], "rule is 'adam'; expected one of pgd, momentum, apgd"),
+    "loss": (["perturb", "tiny_linf", "--loss", "kl"], "loss is 'kl'; a sweep moves away from and toward labels"),
+    "basis": (["perturb", "tiny_linf", "--basis", "wavelets"], "basis is 'wavelets'; expected one of pixels, fourier"),
+    "apgd in L1 and fourier": (
+        ["perturb", "tiny_linf", "--rule", "apgd", "--norm", "l1", "--basis", "fourier"],
+        "apgd in L1 moves single pixels, of which the fourier basis has none",
+    ),
+    "start": (["perturb", "tiny_linf", "--start", "grey"], "start is 'grey'; expected uniform or image"),
+    "precision": (["perturb", "tiny_linf", "--precision", "float16"], "precision 'float16'; expected ≥ 0, float32 or"),
+    "jitter": (["perturb", "tiny_linf", "--jitter=-1"], "jitter is -1; expected a number ≥ 0"),
+    "chunk": (["perturb", "tiny_linf", "--chunk", "0"], "chunk is 0; expected at least 1 image per pass"),
+    "ε twice": (["perturb", "tiny_linf", "--eps", "8/255,8/255"], "expected each once"),
+    "animate": (["perturb", "tiny_linf", "--animate", "avi"], "animate is 'avi'; expected gif or mp4"),
+    "slider": (["perturb", "tiny_linf", "--slider", "time"], "slider is 'time'; expected eps or step"),
+    "synthesis, start": (["synthesise", "tiny_linf", "--start", "grey"], "start 'grey'; expected ≥ 1 and one of noise, gaussian"),
+    "synthesis, seeds": (["synthesise", "tiny_linf", "--seeds", "0"], "seeds is 0"),
+    "synthesis, target": (["synthesise", "tiny_linf", "--target", "cat,cow"], "'cow' is no class of tiny_linf"),
+    "synthesis, too few": (
+        ["synthesise", "tiny_linf", "-n", "3", "--start", "gaussian"],
+        "a Gaussian start needs at least two of each target",
+    ),
+    "invert, layer": (["invert", "tiny_linf", "--layer", "blocks.9"], "there is no layer 'blocks.9'; layers are named like"),
+    "invert, start": (["invert", "tiny_linf", "--start", "gaussian"], "start is 'gaussian'; expected one of noise, images"),
+    "invert, one": (["invert", "tiny_linf", "-n", "1", "--start", "images"], "one image has no other to start from"),
     "target": (["perturb", "tiny_linf", "--target", "cow"], "'cow' is no class of tiny_linf; its classes are airplane"),
-    "over": (["gradients", "tiny_linf", "--over", "time"], "over is 'time'; expected steps, noise or path"),
+    "over": (["gradients", "tiny_linf", "--over", "time"], "over is 'time'; expected one of steps, noise, path"),
     "images": (["attention", "tiny_linf", "--images", "cifar"], "'cifar' is no image source; expected samples:cifar10"),
     "samples": (["attention", "tiny_linf", "--images", "samples:mnist"], "no samples 'mnist'"),
     "no labels": (["accuracy", "tiny_linf", "--images", "whole.png"], "accuracy needs labelled images"),
@@ -152,12 +178,17 @@ def test_every_public_name_is_there_each_time_it_is_asked_for() -> None:
         interp.lod  # noqa: B018
 
 
+STRIPS = (("perturbations", ""), ("deltas", "_away"), ("deltas", "_toward"))
 HAPPY: dict[str, tuple[list[str], list[str]]] = {
     "attention": (["-n", "2"], ["attention"]),
-    "gradients": (["-n", "2", "--samples", "2"], ["gradients"]),
-    "perturb": (["-n", "2", "--steps", "1", "--eps", "8/255,1"], ["perturbations_0", "perturbations_1"]),
+    "gradients": (["-n", "2", "--samples", "2"], ["gradients", "profiles"]),
+    "perturb": (
+        ["-n", "2", "--steps", "1", "--eps", "8/255,1"],
+        [*(f"{name}_{i}{way}" for i in (0, 1) for name, way in STRIPS), "curves", "success"],
+    ),
     "accuracy": (["-n", "3"], ["accuracy"]),
     "synthesise": (["--steps", "2"], ["synthesis"]),
+    "invert": (["--steps", "2", "-n", "2"], ["inversion"]),
 }
 
 
@@ -183,6 +214,32 @@ def test_a_command_writes_figures_and_one_result_and_the_second_run_computes_not
     assert run(command, *argv, "--out-dir", folder)[0] == 0
     assert [p.name for p in (folder / "results").iterdir()] == [saved.name]
     assert (saved.stat().st_mtime_ns, (folder / f"{figures[0]}.png").read_bytes()) == first
+
+
+def test_perturb_takes_its_options_and_writes_films_and_pages(checkpoints: Path, tmp_path: Path, run: Run) -> None:
+    options = ["--norm", "l2", "--eps", "1/2", "--target", "each", "--steps", "2", "--step-size", "1/8", "--loss", "margin"]
+    options += ["--rule", "momentum", "--start", "image", "--basis", "fourier", "--jitter", "1", "--blur", "0.5", "--seed", "3"]
+    options += ["--precision", "float64", "--chunk", "7", "--animate", "gif", "--slider", "step"]
+    code, printed, _ = run("perturb", "tiny_linf", "-n", "1", *options, "--out-dir", tmp_path)
+    assert code == 0
+    for name in ("perturbations_0.png", "classes_0.png", "animation_0.gif", "slider_0.html", "curves.png", "success.png"):
+        assert str(tmp_path / name) in printed and (tmp_path / name).stat().st_size > 2000
+    assert "success (n = 1)" in printed and "toward truck" in printed and "ε = 0.5" in printed
+    (saved,) = (tmp_path / "results").iterdir()
+    params = interp.open(saved).params
+    attack = {"norm": "l2", "eps": 0.5, "steps": 2, "step_size": 0.125, "loss": "margin", "rule": "momentum", "seed": 3}
+    attack |= {"random_start": False, "basis": "fourier", "jitter": 1, "blur": 0.5, "targeted": False, "restarts": 1}
+    assert params == {"eps": [0.5], "target": "each", "frames": 25, "precision": "float64", "attack": attack}
+
+
+def test_synthesise_from_a_gaussian_toward_named_classes(checkpoints: Path, tmp_path: Path, run: Run) -> None:
+    options = ["--start", "gaussian", "--target", "ship,6", "--seeds", "2", "--norm", "l2", "--eps", "4", "--steps", "2"]
+    code, printed, _ = run("synthesise", *options, "--out-dir", tmp_path)
+    assert code == 0 and "synthesis_0.png" in printed and "synthesis_1.png" in printed
+    result = interp.open(next((tmp_path / "results").iterdir()))
+    assert result.data["target"].values.tolist() == ["ship", "frog"]
+    moved = np.sqrt(((result.data["picture"] - result.data["start"]) ** 2).sum(("y", "x", "channel")))
+    assert (moved > 0.1).all() and (moved < 4 + 1e-4).all()
 
 
 def test_a_saved_result_is_drawn_again_without_torch(checkpoints: Path, tmp_path: Path, run: Run) -> None:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import interp
 from interp import study
 from interp.attacks.pgd import PGD
-from interp.attacks.sweep import Sweep, Synthesis
+from interp.attacks.sweep import Sweep
+from interp.attacks.synthesis import Synthesis
 from interp.attributes.compare import Compare
+from interp.data.labels import CIFAR10
 from interp.gradients.accumulate import Accumulate
 from interp.job import write_report
+from interp.report import words
 from interp.robustness.accuracy import Accuracy
-from interp.types import Batch
+from interp.types import Batch, Threat
 
 QUICK = PGD(8 / 255, steps=2)
 PARAMS = {
@@ -42,7 +47,17 @@ def test_page_carries_every_section_and_every_figure_beside_it(page: Path) -> No
     html = page.read_text(encoding="utf-8")
     for title in ("Accuracy", "Perturbations", "Synthesis", "gradients", "Attention", "Semantic attributes"):
         assert title in html
-    for name in ("accuracy", "perturbations_0_cat", "synthesis", "gradients", "attention", "measures", "judges_image", "spectra"):
+    for name in (
+        "accuracy",
+        "perturbations_0_cat",
+        "perturbation_curves",
+        "synthesis",
+        "gradients",
+        "attention",
+        "measures",
+        "judges_image",
+        "spectra",
+    ):
         for suffix in (".png", ".pdf"):
             assert (page.parent / f"{name}{suffix}").stat().st_size > 2000
     assert len(list((page.parent / "results").glob("*.nc"))) == 6
@@ -98,6 +113,25 @@ def test_an_unlabelled_image_gets_what_needs_no_labels(tmp_path: Path, tiny_mode
     html = write_report(tiny_models, bare, tmp_path, plan=quick_plan(labelled=False)).read_text(encoding="utf-8")
     assert "Attention" in html
     assert "Semantic attributes" not in html
+
+
+def test_the_words_say_what_judges_see_at_the_largest_eps(tiny: Callable[..., interp.Model], samples: Batch) -> None:
+    trained = [{"training": "standard"}, {"threat": Threat("linf", 8 / 255)}]
+    models = [
+        tiny(family, id=f"{family}_{k}", labels=CIFAR10, **how) for family in ("xcit", "resnet") for k, how in enumerate(trained)
+    ]
+    found = interp.sweep(models, samples[:2], Sweep((8 / 255, 1.0), QUICK))
+    others = found.data["others"].copy()
+    others[:, 1, -1] = np.array([0.1, 0.6, 0.2, 0.7])[:, None]
+    said = words.sweep(dataclasses.replace(found, data=found.data.assign(others=others))).seen
+    assert "confidence in the target at ε = 1 (unbounded): XCiT 10% → 60%, ResNet-50 20% → 70%." in said
+
+
+def test_words_on_synthesis_count_chance_by_all_classes(tiny_models: list[interp.Model], samples: Batch) -> None:
+    params = Synthesis(PGD(15.0, steps=2, targeted=True), start="images", targets=(3, 8))
+    text = words.synthesis(interp.synthesise(tiny_models, samples, params))
+    assert text.title == "Synthesis from images of other classes" and "chance is 10%" in text.seen
+    assert text.how.startswith("From an image of another class")
 
 
 def test_no_models_is_an_error_in_words(samples: Batch, tmp_path: Path) -> None:

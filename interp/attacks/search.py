@@ -139,7 +139,8 @@ def _fastest(model: nn.Module, runner: Engine, samples: _Samples, pgd: PGD) -> i
         return torch.autograd.grad(loss_of(runner.steps(part), goal).sum(), part)[0]
 
     n = len(samples.x) * pgd.restarts
-    name = f"{model.card.arch} {model.card.arch_args}" if isinstance(model, Model) else type(model).__name__
+    weights = sum(p.numel() for p in model.parameters())
+    name = f"{model.card.arch} {model.card.arch_args}" if isinstance(model, Model) else f"{type(model).__name__} {weights}"
     return tuned(step, samples.x, n=n, passes=n * pgd.steps, key=f"{name}, {runner.words}")
 
 

@@ -1,7 +1,8 @@
-"""The commands that analyse: report, analyze, perturb, synthesise, gradients, attention, compare, accuracy, plot."""
+"""The commands that analyse: report, analyze, perturb, synthesise, invert, gradients, attention, compare, accuracy, plot."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -10,26 +11,38 @@ import typer
 from interp.cli.options import (
     Arch,
     ArchArg,
+    Basis,
+    Blur,
     Channels,
+    Chunk,
     Count,
     Ema,
     Eps,
     Folder,
     Images,
+    Jitter,
+    Loss,
     Models,
     Normalise,
     NormName,
+    Precision,
+    Rule,
+    Seed,
     Size,
     Steps,
+    StepSize,
     app,
     class_index,
     figure,
     inputs,
+    one_of,
     pgd,
+    print_success,
     print_table,
     remembered,
     said,
     save,
+    say,
     say_page,
 )
 
@@ -72,56 +85,173 @@ def perturb(
     n: Count = 6,
     eps: Eps = "8/255,32/255,128/255,1",
     norm: NormName = "linf",
+    target: Annotated[
+        str | None, typer.Option(help="Class to move toward, each, or next-likely; the next one in label order if none.")
+    ] = None,
     steps: Steps = 50,
-    target: Annotated[str | None, typer.Option(help="Class to move toward; the next one in label order if none.")] = None,
+    step_size: StepSize = None,
+    loss: Loss = "ce",
+    rule: Rule = "pgd",
+    start: Annotated[str, typer.Option(help="uniform in the ball, or image.")] = "uniform",
+    basis: Basis = "pixels",
+    jitter: Jitter = 0,
+    blur: Blur = 0.0,
+    seed: Seed = 0,
+    precision: Precision = "float32",
+    chunk: Chunk = None,
+    animate: Annotated[str | None, typer.Option(help="gif or mp4: each image's runs, step by step.")] = None,
+    slider: Annotated[str | None, typer.Option(help="eps or step: each image as a page with a slider.")] = None,
     out_dir: Folder = Path("figures/perturb"),
 ) -> None:
-    """Strips of what each model changes in an image as ε grows, away from its class and toward another."""
+    """What each model changes in an image as ε grows, away from its class and toward others: pictures, δ, curves, success."""
     from interp.attacks.sweep import Sweep, sweep
-    from interp.plots.images import strip
+    from interp.plots import animate as films
+    from interp.plots import perturbations as draw
+    from interp.plots.slider import OVER
+    from interp.plots.slider import slider as page
     from interp.study import spread
     from interp.types import fraction
 
+    at_random = one_of("start", start, "uniform", "image") == "uniform"
+    if animate is not None and one_of("animate", animate, "gif", "mp4") == "mp4":
+        films.ffmpeg()
+    frames = 25 if animate or (slider is not None and one_of("slider", slider, *OVER) == "step") else 0
     values = tuple(fraction(part) for part in eps.split(","))
+    attack = pgd(
+        values[0], norm, steps, step_size,
+        random_start=at_random, loss=loss, seed=seed, rule=rule, basis=basis, jitter=jitter, blur=blur,
+    )  # fmt: skip
     chosen, batch = inputs(models, images, max(n, 20))
-    params = Sweep(values, pgd(values[0], norm, steps), None if target is None else class_index(chosen[0], target))
+    goal = target if target in (None, "each", "next-likely") else class_index(chosen[0], target)
+    params = Sweep(values, attack, goal, chunk, frames, precision)
     result = remembered("sweep", sweep, chosen, spread(batch, n), params, out_dir)
     for i in range(result.data.sizes["image"]):
-        save(strip(result, image=i), out_dir, f"perturbations_{i}")
+        save(draw.strip(result, image=i), out_dir, f"perturbations_{i}")
+        save(draw.deltas(result, image=i), out_dir, f"deltas_{i}_away")
+        save(draw.deltas(result, image=i, direction=draw.chosen(result.data, i)), out_dir, f"deltas_{i}_toward")
+        if target == "each":
+            save(draw.classes(result, image=i), out_dir, f"classes_{i}")
+        if animate is not None:
+            say(films.animation(result, out_dir / f"animation_{i}.{animate}", image=i))
+        if slider is not None:
+            say(page(result, out_dir / f"slider_{i}.html", image=i, over=slider))
+    save(draw.curves(result), out_dir, "curves")
+    save(draw.success(result), out_dir, "success")
+    print_success(result)
 
 
 @app.command()
 def synthesise(
-    models: Models = None, images: Images = "samples:cifar10", steps: Steps = 100, out_dir: Folder = Path("figures/synthesise")
+    models: Models = None,
+    images: Images = "samples:cifar10",
+    n: Annotated[
+        int, typer.Option("-n", help="At most this many images to start from; from noise they only give the size.")
+    ] = 100,
+    start: Annotated[str, typer.Option(help="noise, gaussian (fitted to the images of each class), or images.")] = "noise",
+    target: Annotated[str | None, typer.Option(help="Classes to draw, several with commas; all if none.")] = None,
+    seeds: Annotated[int, typer.Option(help="Pictures per class.")] = 1,
+    eps: Eps = "15",
+    norm: NormName = "linf",
+    steps: Steps = 100,
+    step_size: StepSize = None,
+    loss: Loss = "ce",
+    rule: Rule = "pgd",
+    basis: Basis = "pixels",
+    jitter: Jitter = 0,
+    blur: Blur = 0.0,
+    seed: Seed = 0,
+    chunk: Chunk = None,
+    out_dir: Folder = Path("figures/synthesise"),
 ) -> None:
-    """Pictures that each model draws from noise toward every class (the images only give the size)."""
-    from interp.attacks.pgd import PGD
-    from interp.attacks.sweep import Synthesis
-    from interp.attacks.sweep import synthesise as run
+    """Pictures that each model draws toward every class: from noise, a Gaussian of the class, or images of others."""
+    from interp.attacks.synthesis import Synthesis
+    from interp.attacks.synthesis import synthesise as run
+    from interp.plots.perturbations import synthesis
+    from interp.types import fraction
 
-    chosen, batch = inputs(models, images, 1)
-    figure("synthesis", run, chosen, batch, Synthesis(PGD(15.0, steps=steps, targeted=True)), out_dir)
+    attack = pgd(
+        fraction(eps), norm, steps, step_size,
+        targeted=True, loss=loss, seed=seed, rule=rule, basis=basis, jitter=jitter, blur=blur,
+    )  # fmt: skip
+    params = Synthesis(attack, seeds, chunk, start)
+    chosen, batch = inputs(models, images, 1 if start == "noise" else n)
+    if target is not None:
+        params = dataclasses.replace(params, targets=tuple(class_index(chosen[0], name) for name in target.split(",")))
+    result = remembered("synthesis", run, chosen, batch, params, out_dir)
+    for k in range(seeds):
+        save(synthesis(result, seed=k), out_dir, "synthesis" if seeds == 1 else f"synthesis_{k}")
+
+
+@app.command()
+def invert(
+    models: Models = None,
+    images: Images = "samples:cifar10",
+    n: Count = 6,
+    layer: Annotated[
+        str, typer.Option(help="Layer to match, as in model.net.named_modules(); the last layer's input if none.")
+    ] = "",
+    start: Annotated[str, typer.Option(help="noise, or images: for each the next one.")] = "noise",
+    eps: Eps = "40",
+    norm: NormName = "l2",
+    steps: Steps = 200,
+    step_size: StepSize = None,
+    rule: Rule = "pgd",
+    basis: Basis = "pixels",
+    jitter: Jitter = 0,
+    blur: Blur = 0.0,
+    seed: Seed = 0,
+    chunk: Chunk = None,
+    out_dir: Folder = Path("figures/invert"),
+) -> None:
+    """Pictures that a layer of each model cannot tell from the image: what robust features keep of it."""
+    from interp.attacks.inversion import Invert
+    from interp.attacks.inversion import invert as run
+    from interp.study import spread
+    from interp.types import fraction
+
+    attack = pgd(
+        fraction(eps), norm, steps, step_size,
+        targeted=True, random_start=False, loss="features", seed=seed, rule=rule, basis=basis, jitter=jitter, blur=blur,
+    )  # fmt: skip
+    params = Invert(layer, attack, start, chunk)
+    chosen, batch = inputs(models, images, max(n, 20))
+    figure("inversion", run, chosen, spread(batch, n), params, out_dir)
 
 
 @app.command()
 def gradients(
     models: Models = None,
     images: Images = "samples:cifar10",
-    n: Count = 6,
-    over: Annotated[str, typer.Option(help="steps of an attack, noise, or path from grey.")] = "steps",
+    n: Annotated[int | None, typer.Option("-n", help="At most this many images; 6, over class 1000, if not given.")] = None,
+    over: Annotated[str, typer.Option(help="steps (of an attack), noise, path, blur, expected, augment or class.")] = "steps",
+    method: Annotated[str, typer.Option(help="captum:NAME, one of captum's methods in place of --over.")] = "",
+    samples: Annotated[int, typer.Option("--samples", "--n", help="Gradients to accumulate.")] = 50,
+    loss: Annotated[str | None, typer.Option(help="ce, logit, margin or dlr; the source's own if none.")] = None,
+    use: Annotated[str, typer.Option(help="Accumulate raw gradients, their sign or absolute value.")] = "raw",
     eps: Eps = "8/255",
-    samples: Annotated[int, typer.Option(help="Gradients to accumulate.")] = 50,
     sigma: Annotated[float, typer.Option(help="Width of the noise, in units of [0, 1].")] = 0.1,
+    baseline: Annotated[str, typer.Option(help="Where paths begin: grey, black, white, blur or mean.")] = "grey",
+    rule: Annotated[str, typer.Option(help="Along paths: gauss-legendre, midpoint or trapezoid.")] = "gauss-legendre",
+    precision: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
+    chunk: Annotated[int | None, typer.Option(help="Images per pass; the fastest if none.")] = None,
     out_dir: Folder = Path("figures/gradients"),
 ) -> None:
-    """Input gradients accumulated over an attack, noise or a path, on one colour scale."""
+    """Input gradients accumulated over an attack, noise, paths, views or a class, or captum's attributions, on one scale."""
     from interp.gradients.accumulate import Accumulate, accumulate
+    from interp.plots.gradients import profiles
     from interp.study import spread
     from interp.types import fraction
 
-    params = Accumulate(over, pgd(fraction(eps), "linf", samples), samples, sigma)
-    chosen, batch = inputs(models, images, max(n, 20))
-    figure("gradients", accumulate, chosen, spread(batch, n), params, out_dir)
+    attack = pgd(fraction(eps), "linf", samples)
+    params = Accumulate(
+        over, attack, samples, sigma, chunk,
+        method=method, loss=loss, use=use, baseline=baseline, rule=rule, precision=precision,
+    )  # fmt: skip
+    whole = over == "class" and not method
+    n = n if n is not None else 1000 if whole else 6
+    chosen, batch = inputs(models, images, n if whole else max(n, 20))
+    result = figure("gradients", accumulate, chosen, batch if whole else spread(batch, n), params, out_dir)
+    save(profiles(result), out_dir, "profiles")
 
 
 @app.command()
@@ -146,8 +276,6 @@ def compare(
     out_dir: Folder = Path("figures/compare"),
 ) -> None:
     """Semantic attributes of the models on the same images, with intervals and a noise control."""
-    import dataclasses
-
     from interp.attributes.compare import Compare
     from interp.attributes.compare import compare as run
     from interp.plots.matrices import judges

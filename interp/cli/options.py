@@ -27,13 +27,29 @@ app = typer.Typer(
 )
 out = Console()
 
+
+def _at_least_one(value: int | None) -> int | None:
+    if value is not None and value < 1:
+        raise InputError(f"chunk is {value}; expected at least 1 image per pass")
+    return value
+
+
 Models = Annotated[list[str] | None, typer.Argument(help="Shipped ids, checkpoint files or timm:NAME; all shipped ones if none.")]
 Images = Annotated[str, typer.Option(help="samples:cifar10, samples:imagenet, folder:PATH, parquet:PATH, or one image.")]
 Count = Annotated[int, typer.Option("-n", help="At most this many images.")]
 Folder = Annotated[Path, typer.Option(help="Where figures and results are written.")]
 Eps = Annotated[str, typer.Option(help="ε, as 8/255 or 0.03; several with commas.")]
-NormName = Annotated[str, typer.Option(help="linf or l2.")]
+NormName = Annotated[str, typer.Option(help="linf, l2 or l1.")]
 Steps = Annotated[int, typer.Option(help="PGD steps.")]
+StepSize = Annotated[str | None, typer.Option(help="Size of a step, as ε; 1.5·ε/steps if none.")]
+Loss = Annotated[str, typer.Option(help="ce, margin, logit or dlr.")]
+Rule = Annotated[str, typer.Option(help="pgd, momentum or apgd.")]
+Basis = Annotated[str, typer.Option(help="pixels, or fourier for smooth steps.")]
+Jitter = Annotated[int, typer.Option(help="Show the model the picture shifted by up to so many pixels at each step.")]
+Blur = Annotated[float, typer.Option(help="Show the model the picture blurred, width in pixels.")]
+Seed = Annotated[int, typer.Option(help="Seed of random starts and shifts.")]
+Precision = Annotated[str, typer.Option(help="float32, float64, or fast: gradients in bfloat16.")]
+Chunk = Annotated[int | None, typer.Option(callback=_at_least_one, help="Images per pass; the fastest if none.")]
 Arch = Annotated[str | None, typer.Option(help="Architecture, where the file's names and shapes leave it open.")]
 ArchArg = Annotated[list[str] | None, typer.Option(help="KEY=VALUE, an argument of the architecture; may be repeated.")]
 Normalise = Annotated[
@@ -88,10 +104,19 @@ def key_values(texts: list[str] | None, option: str, example: str) -> dict[str, 
     return values
 
 
-def pgd(eps: float, norm: str, steps: int) -> PGD:
+def pgd(eps: float, norm: str, steps: int, step_size: str | None = None, **others: Any) -> PGD:
+    """The attack that options describe."""
     from interp.attacks.pgd import PGD
+    from interp.types import fraction
 
-    return PGD(eps, norm, steps)
+    return PGD(eps, norm, steps, None if step_size is None else fraction(step_size), **others)
+
+
+def one_of(option: str, text: str, *known: str) -> str:
+    """The value of an option, one of a few words."""
+    if text not in known:
+        raise InputError(f"{option} is {text!r}; expected {' or '.join(known)}")
+    return text
 
 
 def class_index(model: Model, text: str) -> int:
@@ -120,11 +145,33 @@ def figure(kind: str, run: Callable[..., Result], models: Sequence[Model], batch
 def save(figure: Any, folder: Path, name: str) -> None:
     from interp.plots.style import save
 
-    out.print(f"wrote {save(figure, folder, name)}", soft_wrap=True)
+    say(save(figure, folder, name))
+
+
+def say(path: Path) -> None:
+    out.print(f"wrote {path}", soft_wrap=True)
 
 
 def say_page(path: Path) -> None:
     out.print(f"wrote {path.resolve()}", soft_wrap=True)
+
+
+def print_success(result: Result) -> None:
+    """The success of a sweep: a row per model and direction, a column per ε."""
+    from rich.table import Table
+
+    from interp.plots.perturbations import size
+    from interp.plots.style import labels, rows
+
+    data = result.data
+    v, low, high = (data[f"success{end}"].values for end in ("", "_low", "_high"))
+    table = Table(f"success (n = {data.sizes['image']})", "", *(size(result, e) for e in range(data.sizes["eps"])), box=None)
+    table.columns[0].no_wrap = True
+    for m in rows(data):
+        for d, direction in enumerate(data["direction"].values):
+            cells = [f"{v[m, d, e]:.0%} [{low[m, d, e]:.0%}, {high[m, d, e]:.0%}]" for e in range(data.sizes["eps"])]
+            table.add_row(labels(data)[m], str(direction), *cells)
+    out.print(table)
 
 
 def print_table(result: Result) -> None:

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 def figure(result: Result) -> Figure:
     """The default figure of a result's kind."""
     from interp.errors import InputError
-    from interp.plots import ablation, curves, images, matrices
+    from interp.plots import ablation, curves, gradients, images, matrices, perturbations
 
     default = {
         "accuracy": curves.accuracies,
-        "sweep": images.strip,
-        "synthesis": images.synthesis,
-        "gradients": images.gradients,
+        "sweep": perturbations.strip,
+        "synthesis": perturbations.synthesis,
+        "inversion": perturbations.inversion,
+        "gradients": gradients.gradients,
         "attention": images.attention,
         "compare": matrices.measures,
         "ablation": ablation.runs,

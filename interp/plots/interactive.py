@@ -72,7 +72,7 @@ def confidence(result: Result) -> str:
             line = {
                 "color": colours(data)[m],
                 "dash": "solid" if bool(data["robust"].values[m]) else "dash",
-                "width": 2.4 - 1.2 * d,
+                "width": 1.2 if d else 2.4,
             }
             v, low, high = (data[f"success{end}"].values[m, d] for end in ("", "_low", "_high"))
             hover = [f"{x:.0%} [{a:.0%}, {b:.0%}]" for x, a, b in zip(v, low, high, strict=True)]

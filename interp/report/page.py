@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from interp.plots import curves, images, interactive, matrices
+from interp.plots import curves, gradients, images, interactive, matrices, perturbations
 from interp.plots.style import save
 from interp.report import words
 from interp.result import Result
@@ -93,19 +93,24 @@ def _sweep(r: Result, folder: Path) -> Section:
     strips = []
     for i in range(r.data.sizes["image"]):
         name = images.name_of(r.data, int(r.data["truth"].values[i])).replace("?", "image")
-        caption = f"{name}: what each model changes as ε grows. Under each picture: the model's own reading."
-        strips.append(_draw(images.strip(r, image=i), folder, f"perturbations_{i}_{name}", caption))
-    return _section(words.sweep(r), strips[:2], [interactive.confidence(r)], strips[2:])
+        caption = f"{name}: what each model changes as ε grows. Below: its own reading, the judges' confidence in the goal."
+        strips.append(_draw(perturbations.strip(r, image=i), folder, f"perturbations_{i}_{name}", caption))
+    along = _draw(perturbations.curves(r), folder, "perturbation_curves", "Loss and probability of the goal along the attack.")
+    return _section(words.sweep(r), [*strips[:2], along], [interactive.confidence(r)], strips[2:])
 
 
 def _synthesis(r: Result, folder: Path) -> Section:
-    caption = "From noise. Below: the model's reading; own, others: confidence in the target, its and other architectures'."
-    return _section(words.synthesis(r), [_draw(images.synthesis(r), folder, "synthesis", caption)])
+    caption = "Below: the model's reading; own, judges: confidence in the target, its and other architectures'."
+    return _section(words.synthesis(r), [_draw(perturbations.synthesis(r), folder, "synthesis", caption)])
 
 
 def _gradients(r: Result, folder: Path) -> Section:
     caption = "Mean input gradient along the attack, summed over channels, in units of its root mean square."
-    return _section(words.gradients(r), [_draw(images.gradients(r), folder, "gradients", caption)])
+    pictures = [
+        _draw(gradients.gradients(r), folder, "gradients", caption),
+        _draw(gradients.profiles(r), folder, "profiles", "What was measured of them, with 95 % intervals."),
+    ]
+    return _section(words.gradients(r), pictures)
 
 
 def _attention(r: Result, folder: Path) -> Section:

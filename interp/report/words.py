@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from interp.plots.images import name_of
+from interp.plots.images import class_names, name_of
+from interp.plots.perturbations import per_image, size
 from interp.plots.style import epsilon, labels, rows
 from interp.result import Result
 
@@ -66,16 +67,20 @@ def accuracy(result: Result) -> Text:
 
 
 def sweep(result: Result) -> Text:
-    """What grows with ε."""
+    """What grows with ε, and whether other models see it."""
     data = result.data
-    first, last = float(data["eps"].values[0]), float(data["eps"].values[-1])
-    toward = data["success"].values[:, 1]
+    first, last = size(result, 0), size(result, data.sizes["eps"] - 1)
+    reached, others = (per_image(data, name, toward=True).mean(-1) for name in ("reached", "others"))
+    judged = (
+        f"Judges, the models of other architectures, have that much confidence in the target at {last}: "
+        f"{versus(result, others[:, -1], '.0%') or _each(result, others[:, -1])}. "
+    )
     return Text(
         "Perturbations as ε grows",
-        f"Share of images that each model comes to see as the target, standard → robust: at {epsilon(first)} "
-        f"{versus(result, toward[:, 0], '.0%') or _each(result, toward[:, 0])}; at {epsilon(last)} "
-        f"{versus(result, toward[:, -1], '.0%') or _each(result, toward[:, -1])}. A change of mind at small ε is a "
-        "weakness; what a model has learnt of a class is what it writes into the image once ε is large.",
+        f"Share of images that each model comes to see as the target, standard → robust: at {first} "
+        f"{versus(result, reached[:, 0], '.0%') or _each(result, reached[:, 0])}; at {last} "
+        f"{versus(result, reached[:, -1], '.0%') or _each(result, reached[:, -1])}. {'' if np.isnan(others).any() else judged}A change of mind "
+        "at small ε is a weakness; what a model has learnt of a class is what it writes into the image once ε is large.",
         f"PGD, {result.params['attack']['steps']} steps of 1.5·ε/steps, per image away from its class and toward another. "
         "At ε = 1 (L∞) every image is within reach and only the box [0, 1] binds. The picture itself is shown, not the difference.",
     )
@@ -83,35 +88,54 @@ def sweep(result: Result) -> Text:
 
 def synthesis(result: Result) -> Text:
     """Whether others recognise what a model draws."""
-    data = result.data
+    data, attack = result.data, result.params["attack"]
     own, others = data["own"].values.mean((1, 2)), data["others"].values.mean((1, 2))
-    chance = 1 / data.sizes["target"]
+    chance = 1 / (len(class_names(data)) or data.sizes["target"])
     said = (
         f"Mean confidence in the target of models of other architectures, the test of what was drawn (standard → robust): "
         f"{versus(result, others, '.0%') or _each(result, others)}; chance is {chance:.0%}. "
     )
+    start = {
+        "noise": "From one uniform noise image per class",
+        "gaussian": "From a draw of a Gaussian fitted to the images of each class",
+        "images": "From an image of another class than each target",
+    }[result.params.get("start", "noise")]
     return Text(
-        "Synthesis from noise",
+        result.title.removesuffix(" toward each class"),
         f"{'' if np.isnan(others).any() else said}Each model's own confidence says only that the attack worked: "
         f"{versus(result, own, '.0%') or _each(result, own)}.",
-        f"From one uniform noise image per class, the same for all models: targeted PGD with ε = {result.params['attack']['eps']:g} "
-        f"(unbounded but for the box), {result.params['attack']['steps']} steps of 1.5·ε/steps, as in the notebook of arXiv 2209.07399.",
+        f"{start}, the same for all models: targeted PGD with ε = {attack['eps']:g} (unbounded but for the box), {attack['steps']} steps of "
+        "1.5·ε/steps, as in the notebook of arXiv 2209.07399.",
     )
 
 
 def gradients(result: Result) -> Text:
-    """How persistent and large the gradients are."""
-    data = result.data
-    size = data["size"].values.mean(1)
+    """How persistent, large, smooth and spread out the gradients are."""
+    data, params, attack = result.data, result.params, result.params["attack"]
+
+    def said(values: np.ndarray, form: str = ".2f") -> str:
+        return versus(result, values, form) or _each(result, values, form)
+
+    turns = (
+        f"Neighbouring gradients have cosine (standard → robust) {said(data['cosine'].values)}: where it is near 1 the loss is smooth and "
+        "gradients add up, where it is near 0 they cancel. "
+        if "cosine" in data
+        else ""
+    )
+    if "method" in params:
+        how = "What each pixel contributes to the label's logit"
+    elif params["over"] == "steps":
+        how = f"Mean of ∇ₓ {params.get('loss') or attack['loss']} over the {attack['steps']} iterates of an untargeted PGD at {epsilon(attack['eps'])}"
+    else:
+        how = "Mean of ∇ₓ of the loss over " + (
+            "the images of each class" if params["over"] == "class" else f"{params['n']} draws, {params['over']}"
+        )
     return Text(
-        "Accumulated input gradients",
-        f"Neighbouring gradients along the attack have cosine (standard → robust) "
-        f"{versus(result, data['cosine'].values) or _each(result, data['cosine'].values, '.2f')}: where it is near 1 the loss is smooth and "
-        f"gradients add up, where it is near 0 they cancel. Root mean square of the mean gradient: "
-        f"{versus(result, size, '.1e') or _each(result, size, '.1e')}.",
-        f"Mean of ∇ₓ cross-entropy over the {result.params['attack']['steps']} iterates of an untargeted PGD at "
-        f"{epsilon(result.params['attack']['eps'])}. Each panel is in units of its own root mean square, printed below it, and all panels share "
-        "one scale: the pattern is compared, the size is read from the number.",
+        result.title if "method" in params else "Accumulated input gradients",
+        f"{turns}Root mean square, standard → robust: {said(data['size'].values.mean(1), '.1e')}. Spectral centroid in cycles per pixel, 0.38 for "
+        f"white noise: {said(data['centroid'].values)}. Gini index, 0 where spread evenly over the pixels: {said(data['gini'].values)}.",
+        f"{how}. Each panel is in units of its own root mean square, printed below it, and all panels share one scale: the pattern is compared, "
+        "the size is read from the number.",
     )
 
 
