@@ -17,7 +17,7 @@ def figure(result: Result) -> Figure:
 
     default = {
         "accuracy": curves.accuracies,
-        "sweep": perturbations.strip,
+        "sweep": perturbations.classes if result.kind == "sweep" and result.data.sizes["direction"] > 2 else perturbations.strip,
         "synthesis": perturbations.synthesis,
         "inversion": perturbations.inversion,
         "gradients": gradients.gradients,
