@@ -34,8 +34,8 @@ class Result:
     """What one analysis found.
 
     kind: name of the analysis. data: arrays with named dimensions; a variable with the attribute `better` is a measure
-    (attributes unit, better: higher/lower/none, n; its interval in the variables NAME_low and NAME_high). params: what was
-    asked. inputs: digests of models and images. made: versions, device, seconds.
+    (attributes unit, better: higher/lower/none, n; its interval in the variables NAME_low and NAME_high, and where n differs from
+    value to value that in NAME_n). params: what was asked. inputs: digests of models and images. made: versions, device, seconds.
     """
 
     kind: str
@@ -93,13 +93,15 @@ class Result:
         rows: list[dict[str, Any]] = []
         for name in self.measures:
             v = self.data[name]
-            low, high = self.data.get(f"{name}_low"), self.data.get(f"{name}_high")
+            low, high, count = (self.data.get(f"{name}_{end}") for end in ("low", "high", "n"))
             for at in np.ndindex(v.shape):
                 row = {str(d): v[d].values[i] if d in v.coords else i for d, i in zip(v.dims, at, strict=True)}
                 row |= {"measure": name, "value": float(v.values[at])}
                 row |= {"low": float(low.values[at]) if low is not None else np.nan}
                 row |= {"high": float(high.values[at]) if high is not None else np.nan}
                 rows.append(row | {k: v.attrs.get(k, "") for k in ("n", "unit", "better")})
+                if count is not None:
+                    rows[-1]["n"] = int(count.values[at])
         return pd.DataFrame(rows)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import signal
@@ -9,13 +10,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import interp
+from interp.cli.options import app, class_index
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -87,7 +91,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         "apgd in L1 moves single pixels, of which the fourier basis has none",
     ),
     "start": (["perturb", "tiny_linf", "--start", "grey"], "start is 'grey'; expected uniform or image"),
-    "precision": (["perturb", "tiny_linf", "--precision", "float16"], "precision 'float16'; expected ≥ 0, float32 or"),
+    "precision": (["perturb", "tiny_linf", "--precision", "float16"], "precision is 'float16'"),
     "jitter": (["perturb", "tiny_linf", "--jitter=-1"], "jitter is -1; expected a number ≥ 0"),
     "chunk": (["perturb", "tiny_linf", "--chunk", "0"], "chunk is 0; expected at least 1 image per pass"),
     "ε twice": (["perturb", "tiny_linf", "--eps", "8/255,8/255"], "expected each once"),
@@ -104,6 +108,17 @@ BAD: dict[str, tuple[list[str], str]] = {
     "invert, start": (["invert", "tiny_linf", "--start", "gaussian"], "start is 'gaussian'; expected one of noise, images"),
     "invert, one": (["invert", "tiny_linf", "-n", "1", "--start", "images"], "one image has no other to start from"),
     "target": (["perturb", "tiny_linf", "--target", "cow"], "'cow' is no class of tiny_linf; its classes are airplane"),
+    "target of two": (["synthesise", "tiny_linf", "--start", "gaussian"], "only classes that have two, such as "),
+    "method and over": (
+        ["gradients", "tiny_linf", "--method", "captum:Saliency", "--over", "steps"],
+        "captum:Saliency takes the place of --over",
+    ),
+    "ε without attack": (
+        ["gradients", "tiny_linf", "--over", "noise", "--eps", "1"],
+        "--eps is 1, but over noise takes no attack",
+    ),
+    "ε of one": (["accuracy", "tiny_linf", "--eps", "8/255,1"], "'8/255,1' is not a number"),
+    "device": (["gradients", "tiny_linf", "--device", "gpu"], "device is 'gpu'; expected cpu, cuda, cuda:0 or mps"),
     "over": (["gradients", "tiny_linf", "--over", "time"], "over is 'time'; expected one of steps, noise, path"),
     "images": (["attention", "tiny_linf", "--images", "cifar"], "'cifar' is no image source; expected samples:cifar10"),
     "samples": (["attention", "tiny_linf", "--images", "samples:mnist"], "no samples 'mnist'"),
@@ -230,6 +245,72 @@ def test_perturb_takes_its_options_and_writes_films_and_pages(checkpoints: Path,
     attack = {"norm": "l2", "eps": 0.5, "steps": 2, "step_size": 0.125, "loss": "margin", "rule": "momentum", "seed": 3}
     attack |= {"random_start": False, "basis": "fourier", "jitter": 1, "blur": 0.5, "targeted": False, "restarts": 1}
     assert params == {"eps": [0.5], "target": "each", "frames": 25, "precision": "float64", "attack": attack}
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps"), [("linf", [8 / 255, 32 / 255, 128 / 255, 1]), ("l2", [0.5, 2, 8, 32]), ("l1", [10, 50, 200, 1000])]
+)
+def test_perturb_takes_the_norms_own_eps(norm: str, eps: list[float], checkpoints: Path, tmp_path: Path, run: Run) -> None:
+    assert run("perturb", "tiny_linf", "-n", "1", "--steps", "1", "--norm", norm, "--out-dir", tmp_path)[0] == 0
+    assert interp.open(next((tmp_path / "results").iterdir())).params["eps"] == pytest.approx(eps)
+
+
+@pytest.mark.parametrize("command", ["synthesise", "invert"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_syntheses_and_inversions_are_not_bound_by_default(
+    command: str, norm: str, checkpoints: Path, tmp_path: Path, run: Run
+) -> None:
+    few = ["--target", "cat"] if command == "synthesise" else ["-n", "1"]
+    options = [*few, "--steps", "1", "--norm", norm, "--device", "cpu"]
+    assert run(command, "tiny_linf", *options, "--out-dir", tmp_path)[0] == 0
+    eps = interp.open(next((tmp_path / "results").iterdir())).params["attack"]["eps"]
+    d = 3 * 32 * 32
+    asked = {"linf": 15, "l2": 40 if command == "invert" else 56, "l1": d}[norm]
+    assert eps == asked and (eps >= {"linf": 1, "l2": d**0.5, "l1": d}[norm] or command == "invert")
+
+
+def test_gradients_take_norm_and_seed(checkpoints: Path, tmp_path: Path, run: Run) -> None:
+    options = ["-n", "1", "--samples", "2", "--norm", "l2", "--seed", "4", "--device", "cpu"]
+    assert run("gradients", "tiny_linf", *options, "--out-dir", tmp_path)[0] == 0
+    attack = interp.open(next((tmp_path / "results").iterdir())).params["attack"]
+    assert (attack["norm"], attack["eps"], attack["seed"]) == ("l2", 0.5, 4)
+
+
+def words_of_help(command: str) -> str:
+    shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "400"}).output
+    return " ".join(shown.split())
+
+
+def test_help_says_several_only_where_several_are_taken() -> None:
+    several = {c: "several with commas" in words_of_help(c) for c in ("perturb", "invert", "gradients", "compare", "accuracy")}
+    assert several == {"perturb": True, "invert": False, "gradients": False, "compare": False, "accuracy": False}
+    assert "L2 0.5,2,8,32" in words_of_help("perturb")
+    told = words_of_help("gradients")
+    assert "Gradients per image: --samples" in told and "Images: -n" in told
+
+
+def test_a_class_is_found_by_its_first_synonym_and_otherwise_the_nearest_are_named(tiny: Callable[..., interp.Model]) -> None:
+    names = [
+        "tench, Tinca tinca",
+        "crane",
+        "great grey owl, Strix nebulosa",
+        "crane, tower crane",
+        *(f"owl{i}" for i in range(30)),
+    ]
+    card = dataclasses.replace(tiny("xcit").card, num_classes=34, labels=tuple(names))
+    model = SimpleNamespace(card=card)
+    asked = ("tench", "tench, Tinca tinca", "great grey owl", "crane, tower crane", "7")
+    assert [class_index(model, text) for text in asked] == [0, 0, 2, 3, 7]  # type: ignore[arg-type]
+    assert class_index(model, "crane") == 1  # type: ignore[arg-type]  # the whole of one name before the first word of another
+    with pytest.raises(interp.InputError, match=r"the nearest of its 34 classes are great grey owl; give a name") as caught:
+        class_index(model, "Great gray owl")  # type: ignore[arg-type]
+    assert len(str(caught.value)) < 200
+    twice = SimpleNamespace(card=dataclasses.replace(card, labels=("crane", *names[1:])))
+    with pytest.raises(interp.InputError, match="'crane' is the name of the classes 0 and 1"):
+        class_index(twice, "crane")  # type: ignore[arg-type]
+    with pytest.raises(interp.InputError) as caught:
+        class_index(model, "owl")  # type: ignore[arg-type]
+    assert str(caught.value).count("owl") <= 9
 
 
 def test_synthesise_from_a_gaussian_toward_named_classes(checkpoints: Path, tmp_path: Path, run: Run) -> None:

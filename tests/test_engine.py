@@ -124,3 +124,27 @@ def test_many_passes_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     for n in (2, 5, 1):
         for a, b in zip(answers(fast.steps, images(8, n)), answers(net, images(8, n)), strict=True):
             assert close(a, b) < 1e-5
+
+
+def test_a_model_with_hooks_is_used_as_it_is_and_folded_again_without_them(tiny: Tiny) -> None:
+    model, x = tiny("resnet"), images(32)
+    plain = engine(model, SHAPE)
+    handle = model.net.layer1.register_forward_hook(lambda module, args, output: output * 0)
+    hooked = engine(model, SHAPE)
+    assert hooked.steps is model and close(hooked.steps(x), plain.steps(x)) > 0.01
+    handle.remove()
+    assert engine(model, SHAPE).steps is not model
+    assert close(engine(model, SHAPE).steps(x), plain.steps(x)) < 1e-6
+
+
+def test_a_model_with_another_part_is_copied_again(tiny: Tiny) -> None:
+    model, x = tiny("resnet"), images(32)
+    engine(model, SHAPE)
+    model.net.layer1 = nn.Identity()
+    model.net.layer2 = nn.Identity()
+    model.net.layer3 = nn.Identity()
+    model.net.layer4 = nn.AdaptiveAvgPool2d(4)
+    model.net.fc = nn.LazyLinear(10)
+    model.eval()(x)
+    model.requires_grad_(False)
+    assert close(engine(model, SHAPE).steps(x), model(x)) < 1e-5

@@ -29,7 +29,8 @@ from interp.gradients.sources import (
     through_blurs,
 )
 from interp.types import InputError
-from tests.test_attacks import Linear, some
+from tests.test_attacks import Curved, Linear, some
+from tests.test_search import SQUARE, Small
 
 DRAWS: dict[str, Callable[[Tensor], Iterator[Draw]]] = {
     "noise": lambda x: noisy(x, n=4, sigma=0.2),
@@ -307,6 +308,7 @@ print(few, peak(10000))
 """
 
 
+@pytest.mark.slow
 def test_memory_is_flat_from_10_to_10000_draws() -> None:
     """Kept, the gradients alone would be 69 MB."""
     here = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -314,3 +316,15 @@ def test_memory_is_flat_from_10_to_10000_draws() -> None:
     assert done.returncode == 0, done.stderr
     few, many = map(int, done.stdout.split())
     assert many - few < 6 * 1024  # ru_maxrss is in KiB
+
+
+def test_draws_that_do_not_fit_into_one_pass_are_taken_in_halves() -> None:
+    x, y = some(1), torch.tensor([2])
+    sizes = [len(block.gradients) for block in blocks(Small(shape=SQUARE), noisy(x, n=11, sigma=0.1), y, chunk=16)]
+    assert sizes == [2, 2, 2, 2, 2, 1]
+    halves = fold(blocks(Small(shape=SQUARE), noisy(x, n=11, sigma=0.1), y, chunk=16)).running.mean
+    assert torch.allclose(
+        halves, fold(blocks(Curved(shape=SQUARE), noisy(x, n=11, sigma=0.1), y, chunk=16)).running.mean, atol=1e-5
+    )
+    with pytest.raises(torch.OutOfMemoryError):
+        list(blocks(Small(shape=SQUARE), noisy(some(5), n=1, sigma=0.1), torch.zeros(5, dtype=torch.long), chunk=16))

@@ -190,6 +190,7 @@ def test_helpers_live_with_their_user_or_have_a_name() -> None:
     "names",
     [
         "plots.images, interp.plots.matrices, interp.plots.curves, interp.plots.interactive, interp.plots.style",
+        "plots.perturbations, interp.plots.gradients, interp.plots.animate, interp.plots.slider",
         "result, interp.errors, interp.cli",
         "report.page",
     ],

@@ -105,6 +105,30 @@ def test_under_each_picture_stand_the_reading_and_the_judges(result: interp.Resu
     assert [t.get_text() for t in fig.texts] == ["L∞, 4 steps", "away from cat", "toward deer"]
 
 
+MANY = interp.PGD(
+    0.5, "l2", 3, 0.125, random_start=False, loss="margin", rule="momentum", basis="fourier", jitter=1, blur=0.5
+)  # fmt: skip
+
+
+def test_every_choice_of_the_attack_is_told_and_still_nothing_overlaps(
+    tiny_models: list[interp.Model], samples: Batch, tmp_path: Path
+) -> None:
+    params = interp.Sweep((0.5,), MANY, target="each", frames=2, precision="fast")
+    found = interp.sweep(tiny_models[:2], samples[:1], params)
+    told = "L2, 3 steps of 0.125, momentum rule, margin loss, from the image, fourier basis, jitter 1, blur 0.5, fast search"
+    assert perturbations.how(found) == told
+    draw = perturbations
+    for fig in (draw.strip(found), draw.deltas(found), draw.classes(found), draw.curves(found), draw.success(found)):
+        assert any(told in t.get_text() for t in fig.texts)
+        assert_apart(fig)
+    fig, frames = animate._drawing(found, 0, 0)
+    next(frames)
+    assert told in " ".join(t.get_text().replace("\n", " ") for t in fig.texts)
+    assert_apart(fig)
+    apgd = dataclasses.replace(found, params={"attack": found.params["attack"] | {"rule": "apgd", "step_size": None}})
+    assert perturbations.how(apgd).startswith("L2, 3 steps, APGD, margin loss")
+
+
 def test_goals_that_differ_from_model_to_model_are_named(result: interp.Result) -> None:
     goal = result.data["goal"].copy()
     goal[:, 1, 0] = [0, 8, 9]

@@ -18,6 +18,7 @@ from interp.attacks.synthesis import Synthesis
 from interp.attributes.compare import Compare
 from interp.data.labels import CIFAR10
 from interp.gradients.accumulate import Accumulate
+from interp.gradients.captum import METHODS
 from interp.job import write_report
 from interp.report import words
 from interp.robustness.accuracy import Accuracy
@@ -132,6 +133,40 @@ def test_words_on_synthesis_count_chance_by_all_classes(tiny_models: list[interp
     text = words.synthesis(interp.synthesise(tiny_models, samples, params))
     assert text.title == "Synthesis from images of other classes" and "chance is 10%" in text.seen
     assert text.how.startswith("From an image of another class")
+
+    assert "targeted L∞ PGD, 2 steps of 1.5·ε/steps, ε = 15 (unbounded but for the box)." in text.how
+    bound = PGD(4.0, "l2", 2, 0.5, targeted=True, loss="logit", rule="momentum")
+    text = words.synthesis(interp.synthesise(tiny_models, samples, Synthesis(bound, targets=(3,))))
+    assert "targeted L2 PGD, 2 steps of 0.5, momentum rule, logit loss, ε = 4." in text.how
+
+
+@pytest.mark.parametrize(
+    ("attack", "said"),
+    [
+        (QUICK, "L∞ PGD, 2 steps of 1.5·ε/steps, per image"),
+        (dataclasses.replace(QUICK, step_size=2 / 255), "L∞ PGD, 2 steps of 2/255, per image"),
+        (dataclasses.replace(QUICK, rule="apgd", jitter=1), "L∞ APGD, 2 steps, jitter 1, per image"),
+    ],
+)
+def test_words_on_a_sweep_say_the_steps_that_were_taken(
+    attack: PGD, said: str, tiny_models: list[interp.Model], samples: Batch
+) -> None:
+    found = interp.sweep(tiny_models[:1], samples[:1], Sweep((8 / 255,), attack))
+    text = words.sweep(found)
+    assert text.how.startswith(said) and "every image is within reach" not in text.how
+    fast = dataclasses.replace(
+        found, params=found.params | {"precision": "fast"}, data=found.data.assign_attrs(arithmetic="bfloat16")
+    )
+    assert "fast search, per image" in words.sweep(fast).how and "Arithmetic of the search: bfloat16." in words.sweep(fast).how
+
+
+def test_only_contributions_are_called_contributions(tiny_models: list[interp.Model], samples: Batch) -> None:
+    assert set(words.MEANINGS) == {name for name, method in METHODS.items() if not method.start}
+    for name, said in (("Saliency", "The absolute gradient"), ("IntegratedGradients", "What each pixel contributes")):
+        found = interp.accumulate(tiny_models[:1], samples[:1], Accumulate(n=2, method=f"captum:{name}"))
+        assert words.gradients(found).how.startswith(said)
+    path = interp.accumulate(tiny_models[:1], samples[:1], Accumulate("path", n=2))
+    assert words.gradients(path).how.startswith("What each pixel contributes to the label's logit, along 2 points (path)")
 
 
 def test_no_models_is_an_error_in_words(samples: Batch, tmp_path: Path) -> None:

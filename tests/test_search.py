@@ -368,3 +368,51 @@ def test_a_gpu_finds_what_a_processor_does(kind: dict[str, Any]) -> None:
     here = attack(MODEL, x, y, params)
     assert ((there.x.cpu() - here.x).abs() > 1e-3).float().mean() < 0.05
     assert torch.equal(there.success.cpu(), here.success)
+
+
+SQUARE = (6, 6)  # as `some` makes images
+
+
+class Small(Curved):
+    """A network whose memory holds no more than `most` images, in torch's own error."""
+
+    most = 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.most:
+            raise torch.OutOfMemoryError(f"out of memory with {len(x)} images")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_restarts_that_do_not_fit_beside_each_other_go_one_after_another(n: int) -> None:
+    x, y, pgd = some(n), torch.arange(n), PGD(0.1, steps=3, restarts=8)
+    found, wanted = attack(Small(shape=SQUARE), x, y, pgd, chunk=16), attack(Curved(shape=SQUARE), x, y, pgd, chunk=64)
+    assert torch.allclose(found.x, wanted.x, atol=1e-6) and torch.equal(found.passes, wanted.passes)
+
+
+def test_an_attack_takes_its_gradients_where_they_are_off() -> None:
+    x, y, pgd = some(2), torch.tensor([0, 1]), PGD(0.1, steps=3)
+    with torch.no_grad():
+        found = attack(Curved(shape=SQUARE), x, y, pgd)
+    assert torch.equal(found.x, attack(Curved(shape=SQUARE), x, y, pgd).x)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "loss", "said"),
+    [
+        (some(2) * 255, torch.tensor([0, 1]), "ce", r"from .* to 2\d\d.*; expected float32 in \[0, 1\]"),
+        (some(2) * torch.nan, torch.tensor([0, 1]), "ce", "without NaN"),
+        (some(2), torch.tensor([0, 1], dtype=torch.int32), "ce", r"needs labels \(n,\) int64; found torch.int32"),
+        (some(2), torch.rand(2, 4), "margin", r"needs labels \(n,\) int64; found torch.float32 \(2, 4\)"),
+        (some(2), torch.tensor([0, 1]), "kl", r"compares with vectors \(n, d\) of floats; found torch.int64"),
+    ],
+)
+def test_images_and_labels_are_looked_at_before_the_work(x: Tensor, y: Tensor, loss: str, said: str) -> None:
+    with pytest.raises(interp.InputError, match=said):
+        attack(Curved(), x, y, PGD(0.1, steps=1, loss=loss))
+
+
+def test_images_of_another_size_are_refused(tiny_models: list[Model], samples: Batch) -> None:
+    with pytest.raises(interp.InputError, match="takes images"):
+        attack(tiny_models[0], samples.images[:1, :, :16, :16], samples.labels[:1], PGD(0.1, steps=1))

@@ -222,8 +222,8 @@ def test_models_of_other_classes_or_sizes_are_refused(tiny_models: list[Model], 
         ({"attack": PGD(0.1, loss="kl")}, "toward labels: ce, logit, margin, dlr"),
         ({"attack": PGD(0.1, restarts=2)}, "one restart, without stop"),
         ({"attack": PGD(0.1, stop=True)}, "one restart, without stop"),
-        ({"frames": -1}, "frames is -1"),
-        ({"precision": "half"}, "precision 'half'"),
+        ({"frames": -1}, "frames -1"),
+        ({"precision": "half"}, "precision is 'half'"),
     ],
 )
 def test_parameters_without_sense_are_refused(wrong: dict[str, Any], said: str) -> None:
@@ -234,3 +234,30 @@ def test_parameters_without_sense_are_refused(wrong: dict[str, Any], said: str) 
 def test_chunks_of_nothing_are_refused(tiny_models: list[Model], batch: Batch) -> None:
     with pytest.raises(interp.InputError, match="chunk is 0"):
         sweep(tiny_models[:1], batch, dataclasses.replace(QUICK, chunk=0))
+
+
+def test_images_of_the_target_s_own_class_are_no_success(tiny_models: list[Model], batch: Batch) -> None:
+    label = int(batch.labels[0])
+    others = int((batch.labels != label).sum())
+    params = Sweep((0.0, 0.1), PGD(0.1, steps=1), target=label)
+    result = sweep(tiny_models[:1], batch, params)
+    assert (result.data["success_n"].values[0, 1] == others).all() and (result.data["success_n"].values[0, 0] == len(batch)).all()
+    reached = result.data["reached"].values[0, 1][:, (batch.labels != label).numpy()]
+    assert np.allclose(result.data["success"].values[0, 1], reached.mean(-1) if others else np.nan, equal_nan=True)
+    rows = result.table().query("direction == 'toward'")
+    assert set(rows["n"]) == {others}
+
+
+def test_the_arithmetic_is_on_record(tiny_models: list[Model], batch: Batch) -> None:
+    result = sweep(tiny_models[2:], batch[:1], Sweep((0.1,), PGD(0.1, steps=1), precision="float64"))
+    assert result.data.attrs["arithmetic"].startswith("float64") and "batch norm" in result.data.attrs["arithmetic"]
+
+
+def test_reading_many_images_needs_no_more_memory_than_a_chunk(tiny_models: list[Model], samples: Batch) -> None:
+    seen: list[int] = []
+    handle = tiny_models[0].register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    try:
+        logits = tiny_models[0].read(samples.images[:5], chunk=2)
+    finally:
+        handle.remove()
+    assert seen == [2, 2, 1] and torch.allclose(logits, tiny_models[0](samples.images[:5]), atol=1e-5)

@@ -166,10 +166,11 @@ def pgd_steps(
         current = x.clone()
     rows, sign = torch.arange(len(x), device=x.device), -1 if pgd.targeted else 1
     for index in range(pgd.steps):
-        current = current.detach().requires_grad_(True)
-        logits = model(_shown(current, pgd, shows[index] if shows else None))
-        loss = loss_of(logits, y)
-        (gradient,) = torch.autograd.grad(loss.sum(), current)
+        with torch.enable_grad():
+            current = current.detach().requires_grad_(True)
+            logits = model(_shown(current, pgd, shows[index] if shows else None))
+            loss = loss_of(logits, y)
+            (gradient,) = torch.autograd.grad(loss.sum(), current)
         step = Step(index, current.detach(), gradient, loss.detach(), logits.detach(), rows)
         left = None
         if pgd.stop:

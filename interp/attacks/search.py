@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from interp.attacks.losses import LOSSES, loss_named, succeeded
 from interp.attacks.norms import NORMS
 from interp.attacks.pgd import PGD, Step, pgd_steps
-from interp.models.chunks import in_chunks, tuned
+from interp.models.chunks import free, in_chunks, out_of_memory, tuned
 from interp.models.engine import Engine, engine
 from interp.models.model import Model
 from interp.types import Images, InputError, Labels
@@ -80,7 +80,9 @@ def attack(
     ball or the box. Limit: ε = 0 returns x.
     """
     _check(x, y, eps, start, first)
-    _check_labels(model, y)
+    _check_labels(model, y, pgd)
+    if isinstance(model, Model):
+        model.check_images(x.shape)
     if watch is not None and pgd.restarts > 1:
         raise InputError(f"{pgd.restarts} restarts cannot be watched step by step; expected one")
     device = next((p.device for p in model.parameters()), x.device)
@@ -97,8 +99,16 @@ def attack(
     beside = 1 if pgd.stop else max(1, min(pgd.restarts, chunk))
 
     def run(rows: slice) -> Found:
+        nonlocal beside
         seen = None if watch is None else lambda at, step: watch(at + rows.start, step)
-        return _restarts(runner, samples[rows], pgd, beside, seen)
+        while True:
+            try:
+                return _restarts(runner, samples[rows], pgd, beside, seen)
+            except RuntimeError as error:
+                if beside == 1 or rows.stop - rows.start > 1 or not out_of_memory(error):
+                    raise
+            free()
+            beside //= 2
 
     pieces = [found for _, found in in_chunks(run, len(x), chunk // beside)]
     joined = Found(**{name: torch.cat([getattr(piece, name) for piece in pieces]) for name in TENSORS}, words=runner.words)  # type: ignore[arg-type]
@@ -109,6 +119,8 @@ def attack(
 def _check(x: Images, y: Tensor, eps: Tensor | None, start: Images | None, first: int | Sequence[int]) -> None:
     if x.ndim != 4 or len(x) == 0:
         raise InputError(f"images have shape {tuple(x.shape)}; expected (n, 3, height, width) with n ≥ 1")
+    if not x.is_floating_point() or not bool(((x >= 0) & (x <= 1)).all()):
+        raise InputError(f"images are {x.dtype} from {x.min():g} to {x.max():g}; expected float32 in [0, 1], without NaN")
     given = {"labels": y, "values of ε": eps, "starts": start, "indices": None if isinstance(first, int) else first}
     for name, values in given.items():
         if values is not None and len(values) != len(x):
@@ -119,10 +131,14 @@ def _check(x: Images, y: Tensor, eps: Tensor | None, start: Images | None, first
         raise InputError(f"the starts have shape {tuple(start.shape)}; expected that of the images, {tuple(x.shape)}")
 
 
-def _check_labels(model: nn.Module, y: Tensor) -> None:
-    """Raise InputError where a label is no class; how many there are is known of a `Model`."""
-    if y.is_floating_point():
+def _check_labels(model: nn.Module, y: Tensor, pgd: PGD) -> None:
+    """Raise InputError where the loss cannot be taken against y; how many classes there are is known of a `Model`."""
+    if pgd.loss not in LOSSES:
+        if y.ndim < 2 or not y.is_floating_point():
+            raise InputError(f"the loss {pgd.loss} compares with vectors (n, d) of floats; found {y.dtype} {tuple(y.shape)}")
         return
+    if y.ndim != 1 or y.dtype != torch.int64:
+        raise InputError(f"the loss {pgd.loss} needs labels (n,) int64; found {y.dtype} {tuple(y.shape)}")
     least, most = int(y.min()), int(y.max())
     classes = model.card.num_classes if isinstance(model, Model) else most + 1
     if least < 0 or most >= classes:

@@ -27,9 +27,12 @@ def class_gaussian(batch: Batch, targets: Labels, *, seed: int, first: int = 0) 
     for target, number in zip(targets.tolist(), seeds_of(len(targets), seed=seed, first=first), strict=True):
         own = batch.images[batch.labels == target]
         if len(own) < 2:
-            name = batch.classes[target] if target < len(batch.classes) else target
+            enough = [c for c, k in enumerate(batch.labels[batch.labels >= 0].bincount().tolist()) if k > 1]
+            name, *others = (batch.classes[c] if c < len(batch.classes) else str(c) for c in (target, *enough[:10]))
             raise InputError(
-                f"the batch has {len(own)} images of class {name}; a Gaussian start needs at least two of each target"
+                f"the batch has {len(own)} images of class {name}; a Gaussian start needs at least two of each target: give more "
+                f"images, or as targets (--target A,B) only classes that have two"
+                + (f", such as {', '.join(others)}" if others else "; here none has")
             )
         mean = own.mean(0)
         z = torch.randn(len(own), generator=torch.Generator().manual_seed(number))

@@ -62,7 +62,7 @@ class Sweep:
         if self.attack.restarts > 1 or self.attack.stop:
             raise InputError("a sweep shows whole runs: one restart, without stop; interp.attack takes both")
         if self.frames < 0 or self.precision not in PRECISIONS:
-            raise InputError(f"frames is {self.frames} and precision {self.precision!r}; expected ≥ 0, {' or '.join(PRECISIONS)}")
+            raise InputError(f"precision is {self.precision!r} and frames {self.frames}; expected {' or '.join(PRECISIONS)}, ≥ 0")
 
     @property
     def kept(self) -> list[int]:
@@ -74,8 +74,7 @@ def labels_for(model: Model, batch: Batch) -> Labels:
     """The batch's labels, with the model's own prediction where a label is unknown (−1)."""
     if not bool((batch.labels < 0).any()):
         return batch.labels
-    with torch.no_grad():
-        return torch.where(batch.labels < 0, model(batch.images.to(model.mean.device)).argmax(1).cpu(), batch.labels)
+    return torch.where(batch.labels < 0, model.read(batch.images).argmax(1), batch.labels)
 
 
 def targets_of(model: Model, batch: Batch, target: int | str | None) -> Tensor:
@@ -86,9 +85,7 @@ def targets_of(model: Model, batch: Batch, target: int | str | None) -> Tensor:
             raise InputError(f"{model.card.id} has {classes} classes; 'each' draws at most {EACH}: name one as the target")
         return torch.arange(classes)[:, None].expand(-1, len(batch)).contiguous()
     if target == "next-likely":
-        with torch.no_grad():
-            logits = model(batch.images.to(model.mean.device)).cpu()
-        return logits.scatter(1, labels[:, None], -torch.inf).argmax(1)[None]
+        return model.read(batch.images).scatter(1, labels[:, None], -torch.inf).argmax(1)[None]
     if target is None:
         return ((labels + 1) % classes)[None]
     assert isinstance(target, int)
@@ -126,7 +123,7 @@ def sweep(models: Sequence[Model], batch: Batch, params: Sweep = Sweep()) -> Res
     or read as the target. goal (model, direction, image): the class concerned. others: mean probability of the goal for models
     of other architectures, the independent judges (away: what is left of the label). loss, probability (…, step): along each
     run, of the goal by the model itself. film (…, frame, y, x, channel) uint8, where asked for. Measure success (model,
-    direction, eps): share reached.
+    direction, eps): share reached; toward a class, of the images of other classes (success_n of them).
     """
     started = time.perf_counter()
     for model in models:
@@ -137,18 +134,24 @@ def sweep(models: Sequence[Model], batch: Batch, params: Sweep = Sweep()) -> Res
     dims = ("model", "direction", "eps", "image")
     after = {"picture": ("y", "x", "channel"), "film": ("frame", "y", "x", "channel")}
     after |= {"loss": ("step",), "probability": ("step",)}
-    of = {name: (*dims, *after.get(name, ())) for name in runs[0]} | {"goal": ("model", "direction", "image")}
+    of = {name: (*dims, *after.get(name, ())) for name in runs[0] if name != "words"} | {"goal": ("model", "direction", "image")}
     data = xr.Dataset(
-        {name: (of[name], np.stack([r[name] for r in runs])) for name in runs[0] if name != "film" or params.frames},
+        {name: (of[name], np.stack([r[name] for r in runs])) for name in of if name != "film" or params.frames},
         coords=model_coords(models)
         | {"direction": _directions(models[0], params), "eps": list(params.eps), "image": list(batch.ids)}
         | ({"frame": params.kept} if params.frames else {}),
     )
     data["original"] = (("image", "y", "x", "channel"), pixels(batch.images))
     data["truth"] = ("image", batch.labels.numpy())
-    hits = data["reached"].values
-    rates = [wilson(int(v.sum()), len(batch)) for v in hits.reshape(-1, len(batch))]
-    data = data.assign(with_interval("success", dims[:3], rates, hits.shape[:3], unit="share", better="none", n=len(batch)))
+    hits, goal = data["reached"].values, data["goal"].values
+    counts = np.ones_like(goal, bool)
+    counts[:, 1:] = goal[:, 1:] != goal[:, :1]  # an image of the target's class is there before it moves
+    counts = np.broadcast_to(counts[:, :, None], hits.shape)
+    n = counts.sum(-1)
+    rates = [wilson(int(k), int(of)) for k, of in zip((hits & counts).sum(-1).flat, n.flat, strict=True)]
+    data = data.assign(with_interval("success", dims[:3], rates, n.shape, unit="share", better="none", n=len(batch)))
+    data["success_n"] = (dims[:3], n)
+    data.attrs["arithmetic"] = "; ".join(dict.fromkeys(str(r["words"]) for r in runs))
     return Result.of("sweep", "Perturbations as ε grows", data, params=params, models=models, batch=batch, started=started)
 
 
@@ -177,6 +180,7 @@ def _one(models: Sequence[Model], m: int, batch: Batch, params: Sweep) -> dict[s
         "loss": curves.loss,
         "probability": curves.probability,
         "film": curves.film,
+        "words": away.words,
     }
 
 
@@ -194,10 +198,6 @@ def _runs(model: Model, batch: Batch, goals: Tensor, params: Sweep, curves: _Cur
 
 def judged(models: Sequence[Model], generator: int, x: Tensor, goals: Labels) -> Tensor:
     """Mean probability (n,) that models of other architectures give each picture's goal; NaN where there are none."""
-    found = []
-    for j in judges_of(models, generator):
-        device = models[j].mean.device
-        with torch.no_grad():
-            logits = torch.cat([models[j](part.to(device)).cpu() for part in x.split(64)])
-        found.append(logits.softmax(1).gather(1, goals[:, None])[:, 0])
+    readings = [models[j].read(x).softmax(1) for j in judges_of(models, generator)]
+    found = [reading.gather(1, goals[:, None])[:, 0] for reading in readings]
     return torch.stack(found).mean(0) if found else torch.full((len(x),), torch.nan)

@@ -16,6 +16,7 @@ from interp.cli.options import (
     Channels,
     Chunk,
     Count,
+    Device,
     Ema,
     Eps,
     Folder,
@@ -26,8 +27,10 @@ from interp.cli.options import (
     Normalise,
     NormName,
     Precision,
+    Roomy,
     Rule,
     Seed,
+    Several,
     Size,
     Steps,
     StepSize,
@@ -35,16 +38,19 @@ from interp.cli.options import (
     class_index,
     figure,
     inputs,
+    ladder,
     one_of,
     pgd,
     print_success,
     print_table,
     remembered,
+    roomy,
     said,
     save,
     say,
     say_page,
 )
+from interp.errors import InputError
 
 
 @app.command()
@@ -83,7 +89,7 @@ def perturb(
     models: Models = None,
     images: Images = "samples:cifar10",
     n: Count = 6,
-    eps: Eps = "8/255,32/255,128/255,1",
+    eps: Several = "",
     norm: NormName = "linf",
     target: Annotated[
         str | None, typer.Option(help="Class to move toward, each, or next-likely; the next one in label order if none.")
@@ -99,6 +105,7 @@ def perturb(
     seed: Seed = 0,
     precision: Precision = "float32",
     chunk: Chunk = None,
+    device: Device = "",
     animate: Annotated[str | None, typer.Option(help="gif or mp4: each image's runs, step by step.")] = None,
     slider: Annotated[str | None, typer.Option(help="eps or step: each image as a page with a slider.")] = None,
     out_dir: Folder = Path("figures/perturb"),
@@ -116,12 +123,12 @@ def perturb(
     if animate is not None and one_of("animate", animate, "gif", "mp4") == "mp4":
         films.ffmpeg()
     frames = 25 if animate or (slider is not None and one_of("slider", slider, *OVER) == "step") else 0
-    values = tuple(fraction(part) for part in eps.split(","))
+    values = tuple(fraction(part) for part in (eps or ladder(norm)).split(","))
     attack = pgd(
         values[0], norm, steps, step_size,
         random_start=at_random, loss=loss, seed=seed, rule=rule, basis=basis, jitter=jitter, blur=blur,
     )  # fmt: skip
-    chosen, batch = inputs(models, images, max(n, 20))
+    chosen, batch = inputs(models, images, max(n, 20), device)
     goal = target if target in (None, "each", "next-likely") else class_index(chosen[0], target)
     params = Sweep(values, attack, goal, chunk, frames, precision)
     result = remembered("sweep", sweep, chosen, spread(batch, n), params, out_dir)
@@ -150,7 +157,7 @@ def synthesise(
     start: Annotated[str, typer.Option(help="noise, gaussian (fitted to the images of each class), or images.")] = "noise",
     target: Annotated[str | None, typer.Option(help="Classes to draw, several with commas; all if none.")] = None,
     seeds: Annotated[int, typer.Option(help="Pictures per class.")] = 1,
-    eps: Eps = "15",
+    eps: Roomy = "",
     norm: NormName = "linf",
     steps: Steps = 100,
     step_size: StepSize = None,
@@ -161,6 +168,7 @@ def synthesise(
     blur: Blur = 0.0,
     seed: Seed = 0,
     chunk: Chunk = None,
+    device: Device = "",
     out_dir: Folder = Path("figures/synthesise"),
 ) -> None:
     """Pictures that each model draws toward every class: from noise, a Gaussian of the class, or images of others."""
@@ -170,11 +178,13 @@ def synthesise(
     from interp.types import fraction
 
     attack = pgd(
-        fraction(eps), norm, steps, step_size,
+        fraction(eps or "15"), norm, steps, step_size,
         targeted=True, loss=loss, seed=seed, rule=rule, basis=basis, jitter=jitter, blur=blur,
     )  # fmt: skip
     params = Synthesis(attack, seeds, chunk, start)
-    chosen, batch = inputs(models, images, 1 if start == "noise" else n)
+    chosen, batch = inputs(models, images, 1 if start == "noise" else n, device)
+    if not eps:
+        params = dataclasses.replace(params, attack=dataclasses.replace(attack, eps=roomy(norm, batch)))
     if target is not None:
         params = dataclasses.replace(params, targets=tuple(class_index(chosen[0], name) for name in target.split(",")))
     result = remembered("synthesis", run, chosen, batch, params, out_dir)
@@ -191,7 +201,9 @@ def invert(
         str, typer.Option(help="Layer to match, as in model.net.named_modules(); the last layer's input if none.")
     ] = "",
     start: Annotated[str, typer.Option(help="noise, or images: for each the next one.")] = "noise",
-    eps: Eps = "40",
+    eps: Annotated[
+        str, typer.Option(help="ε; if none, L2 40, and one that binds nothing in L∞ (15) and L1 (3·height·width).")
+    ] = "",
     norm: NormName = "l2",
     steps: Steps = 200,
     step_size: StepSize = None,
@@ -201,6 +213,7 @@ def invert(
     blur: Blur = 0.0,
     seed: Seed = 0,
     chunk: Chunk = None,
+    device: Device = "",
     out_dir: Folder = Path("figures/invert"),
 ) -> None:
     """Pictures that a layer of each model cannot tell from the image: what robust features keep of it."""
@@ -210,11 +223,13 @@ def invert(
     from interp.types import fraction
 
     attack = pgd(
-        fraction(eps), norm, steps, step_size,
+        fraction(eps or "40"), norm, steps, step_size,
         targeted=True, random_start=False, loss="features", seed=seed, rule=rule, basis=basis, jitter=jitter, blur=blur,
     )  # fmt: skip
     params = Invert(layer, attack, start, chunk)
-    chosen, batch = inputs(models, images, max(n, 20))
+    chosen, batch = inputs(models, images, max(n, 20), device)
+    if not eps and norm != "l2":
+        params = dataclasses.replace(params, attack=dataclasses.replace(attack, eps=roomy(norm, batch)))
     figure("inversion", run, chosen, spread(batch, n), params, out_dir)
 
 
@@ -222,18 +237,28 @@ def invert(
 def gradients(
     models: Models = None,
     images: Images = "samples:cifar10",
-    n: Annotated[int | None, typer.Option("-n", help="At most this many images; 6, over class 1000, if not given.")] = None,
-    over: Annotated[str, typer.Option(help="steps (of an attack), noise, path, blur, expected, augment or class.")] = "steps",
+    n: Annotated[
+        int | None,
+        typer.Option("-n", help="At most this many images; 6, over class 1000, if none. Gradients per image: --samples."),
+    ] = None,
+    over: Annotated[
+        str, typer.Option(help="steps (of an attack), noise, path, blur, expected, augment or class; steps if none.")
+    ] = "",
     method: Annotated[str, typer.Option(help="captum:NAME, one of captum's methods in place of --over.")] = "",
-    samples: Annotated[int, typer.Option("--samples", "--n", help="Gradients to accumulate.")] = 50,
+    samples: Annotated[
+        int, typer.Option("--samples", "--n", help="Gradients accumulated, or draws of a method, per image. Images: -n.")
+    ] = 50,
     loss: Annotated[str | None, typer.Option(help="ce, logit, margin or dlr; the source's own if none.")] = None,
     use: Annotated[str, typer.Option(help="Accumulate raw gradients, their sign or absolute value.")] = "raw",
-    eps: Eps = "8/255",
+    eps: Annotated[str, typer.Option(help="ε of the attack over whose steps; if none, L∞ 8/255, L2 0.5, L1 10.")] = "",
+    norm: NormName = "linf",
     sigma: Annotated[float, typer.Option(help="Width of the noise, in units of [0, 1].")] = 0.1,
     baseline: Annotated[str, typer.Option(help="Where paths begin: grey, black, white, blur or mean.")] = "grey",
     rule: Annotated[str, typer.Option(help="Along paths: gauss-legendre, midpoint or trapezoid.")] = "gauss-legendre",
+    seed: Annotated[int, typer.Option(help="Seed of all draws and of the attack's random start.")] = 0,
     precision: Annotated[str, typer.Option(help="float32 or float64.")] = "float32",
     chunk: Annotated[int | None, typer.Option(help="Images per pass; the fastest if none.")] = None,
+    device: Device = "",
     out_dir: Folder = Path("figures/gradients"),
 ) -> None:
     """Input gradients accumulated over an attack, noise, paths, views or a class, or captum's attributions, on one scale."""
@@ -242,14 +267,19 @@ def gradients(
     from interp.study import spread
     from interp.types import fraction
 
-    attack = pgd(fraction(eps), "linf", samples)
+    if method and over:
+        raise InputError(f"{method} takes the place of --over, and both were given; leave one of them out")
+    over = over or "steps"
+    if eps and (method or over != "steps"):
+        raise InputError(f"--eps is {eps}, but {method or f'over {over}'} takes no attack; leave it out, or take --over steps")
+    attack = pgd(fraction(eps or ladder(norm).split(",")[0]), norm, samples, seed=seed)
     params = Accumulate(
         over, attack, samples, sigma, chunk,
         method=method, loss=loss, use=use, baseline=baseline, rule=rule, precision=precision,
     )  # fmt: skip
     whole = over == "class" and not method
     n = n if n is not None else 1000 if whole else 6
-    chosen, batch = inputs(models, images, n if whole else max(n, 20))
+    chosen, batch = inputs(models, images, n if whole else max(n, 20), device)
     result = figure("gradients", accumulate, chosen, batch if whole else spread(batch, n), params, out_dir)
     save(profiles(result), out_dir, "profiles")
 
@@ -297,20 +327,18 @@ def accuracy(
     autoattack: Annotated[
         bool, typer.Option("--autoattack", help="Run AutoAttack too: roughly 5 to 90 s per robust image on a processor.")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda or mps; if not given, the best there is.")] = "",
+    device: Device = "",
     out_dir: Folder = Path("figures/accuracy"),
 ) -> None:
     """Clean accuracy and accuracy under PGD-20, on demand under AutoAttack, with intervals."""
     from interp.attacks.pgd import PGD
     from interp.robustness.accuracy import Accuracy
     from interp.robustness.accuracy import accuracy as run
-    from interp.train_job import Machine
     from interp.types import fraction
 
     value = fraction(eps)
     params = Accuracy(PGD(value, steps=20, step_size=max(value / 4, 1e-6)), autoattack=autoattack)
-    chosen, batch = inputs(models, images, n)
-    chosen = [model.to(Machine(device).settle()[0]) for model in chosen]
+    chosen, batch = inputs(models, images, n, device)
     print_table(figure("accuracy", run, chosen, batch, params, out_dir))
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from interp.cli.options import Arch, ArchArg, Channels, Ema, Folder, Normalise, Size, app, key_values, out, said, save
+from interp.cli.options import Arch, ArchArg, Channels, Device, Ema, Folder, Normalise, Size, app, key_values, out, said, save
 
 if TYPE_CHECKING:
     from interp.types import Card
@@ -18,7 +18,6 @@ Data = Annotated[str, typer.Option(help="Training images: parquet:PATH or folder
 Test = Annotated[str, typer.Option(help="Test images, to watch training and to measure the card's numbers on.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, a key of the recipe to change; may be repeated.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start anew where there is a run already.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda or mps; if not given, the best there is.")]
 Threads = Annotated[int, typer.Option(help="Processor threads, 0 for all.")]
 Workers = Annotated[int, typer.Option(help="Processes that decode and augment single images; -1 for as many as make sense.")]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 out = Console()
+FEW = 20  # classes that a message can list
 
 
 def _at_least_one(value: int | None) -> int | None:
@@ -38,7 +41,7 @@ Models = Annotated[list[str] | None, typer.Argument(help="Shipped ids, checkpoin
 Images = Annotated[str, typer.Option(help="samples:cifar10, samples:imagenet, folder:PATH, parquet:PATH, or one image.")]
 Count = Annotated[int, typer.Option("-n", help="At most this many images.")]
 Folder = Annotated[Path, typer.Option(help="Where figures and results are written.")]
-Eps = Annotated[str, typer.Option(help="ε, as 8/255 or 0.03; several with commas.")]
+Eps = Annotated[str, typer.Option(help="ε, as 8/255 or 0.03.")]
 NormName = Annotated[str, typer.Option(help="linf, l2 or l1.")]
 Steps = Annotated[int, typer.Option(help="PGD steps.")]
 StepSize = Annotated[str | None, typer.Option(help="Size of a step, as ε; 1.5·ε/steps if none.")]
@@ -49,6 +52,7 @@ Jitter = Annotated[int, typer.Option(help="Show the model the picture shifted by
 Blur = Annotated[float, typer.Option(help="Show the model the picture blurred, width in pixels.")]
 Seed = Annotated[int, typer.Option(help="Seed of random starts and shifts.")]
 Precision = Annotated[str, typer.Option(help="float32, float64, or fast: gradients in bfloat16.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or mps; if not given, the best there is.")]
 Chunk = Annotated[int | None, typer.Option(callback=_at_least_one, help="Images per pass; the fastest if none.")]
 Arch = Annotated[str | None, typer.Option(help="Architecture, where the file's names and shapes leave it open.")]
 ArchArg = Annotated[list[str] | None, typer.Option(help="KEY=VALUE, an argument of the architecture; may be repeated.")]
@@ -61,8 +65,25 @@ Channels = Annotated[str | None, typer.Option(help="rgb or bgr.")]
 Ema = Annotated[bool | None, typer.Option("--ema/--raw", help="The averaged or the raw copy, where the file holds both.")]
 
 
-def inputs(specs: list[str] | None, source: str, n: int) -> tuple[list[Model], Batch]:
-    """Models and the images they all take; raises InputError where the models do not take the same."""
+LADDER = {"linf": "8/255,32/255,128/255,1", "l2": "0.5,2,8,32", "l1": "10,50,200,1000"}  # of ε, from small to large
+BY_NORM = "; ".join(f"{name} {LADDER[norm]}" for norm, name in (("linf", "if none, L∞"), ("l2", "L2"), ("l1", "L1")))
+Several = Annotated[str, typer.Option("--eps", help=f"ε, as 8/255 or 0.03, several with commas; {BY_NORM}.")]
+Roomy = Annotated[str, typer.Option("--eps", help="ε; if none, one that binds nothing: L∞ 15, L2 √d, L1 d = 3·height·width.")]
+
+
+def ladder(norm: str) -> str:
+    """The values of ε of a norm that are taken where none are given; of a norm that there is not, those of L∞."""
+    return LADDER.get(norm, LADDER["linf"])
+
+
+def roomy(norm: str, batch: Batch) -> float:
+    """An ε whose ball holds the box [0, 1] whatever its centre: √d in L2 (rounded up) and d in L1, of d numbers per image."""
+    d = math.prod(batch.images.shape[1:])
+    return {"linf": 15.0, "l2": float(math.ceil(d**0.5)), "l1": float(d)}[norm]
+
+
+def inputs(specs: list[str] | None, source: str, n: int, device: str = "cpu") -> tuple[list[Model], Batch]:
+    """Models on the device ('' for the best there is) and the images they all take; raises InputError where they differ."""
     from interp.job import images_for
     from interp.models.load import check_labels, load, shipped
 
@@ -76,7 +97,10 @@ def inputs(specs: list[str] | None, source: str, n: int) -> tuple[list[Model], B
         raise InputError(f"the models take images of different sizes ({sizes}); give models of one size")
     for model in chosen:
         check_labels(model.card, batch)
-    return chosen, batch
+    from interp.train_job import Machine  # only here: it takes seconds to import, and errors need it not
+
+    where = Machine(device).settle()[0]
+    return [model.to(where) for model in chosen], batch
 
 
 def said(
@@ -120,14 +144,24 @@ def one_of(option: str, text: str, *known: str) -> str:
 
 
 def class_index(model: Model, text: str) -> int:
-    labels = model.card.labels
-    if text in labels:
-        return labels.index(text)
-    if text.isdigit() and int(text) < model.card.num_classes:
+    """The class of a number or a name: all of it, or the first of its synonyms ('tench' of 'tench, Tinca tinca')."""
+    labels, classes = list(model.card.labels), model.card.num_classes
+    first = [label.partition(",")[0] for label in labels]
+    for names in (labels, first):
+        found = [i for i, name in enumerate(names) if name == text]
+        if len(found) > 1:
+            raise InputError(f"{text!r} is the name of the classes {' and '.join(map(str, found))}; give one of these numbers")
+        if found:
+            return found[0]
+    if text.isdigit() and int(text) < classes:
         return int(text)
-    raise InputError(
-        f"{text!r} is no class of {model.card.id}; its classes are {', '.join(labels) or f'0 to {model.card.num_classes - 1}'}"
-    )
+    wrong = f"{text!r} is no class of {model.card.id}"
+    if len(labels) <= FEW:
+        raise InputError(f"{wrong}; its classes are {', '.join(labels) or f'0 to {classes - 1}'}")
+    lower = {name.lower(): name for name in first}
+    near = [lower[name] for name in difflib.get_close_matches(text.lower(), lower, n=8)]
+    said = f"the nearest of its {classes} classes are {', '.join(near)}" if near else f"none of its {classes} is near"
+    raise InputError(f"{wrong}; {said}; give a name or a number from 0 to {classes - 1}")
 
 
 def remembered(kind: str, run: Callable[..., Result], models: Sequence[Model], batch: Batch, params: Any, folder: Path) -> Result:

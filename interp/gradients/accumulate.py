@@ -242,7 +242,8 @@ def _fall(runner: Engine, x: Images, y: Labels, params: Accumulate, references: 
         if params.over != "expected":
             begin = Blur(x).at(0.0)[0] if params.over == "blur" else baseline(params.baseline, x, among=references)
             return loss_of(runner.reader(begin), y) - here
-        logits = torch.cat([runner.reader(part.to(x)) for part in references.split(sources.CHUNK)])
+        readings = in_chunks(lambda rows: runner.reader(references[rows].to(x)), len(references), sources.CHUNK)
+        logits = torch.cat([logits for _, logits in readings])
         return torch.stack([loss_of(logits, label.expand(len(logits))).mean() for label in y]) - here
 
 

@@ -14,7 +14,7 @@ not the size of a block or how a batch is cut.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple
 
 import torch
@@ -24,6 +24,7 @@ from interp.attacks.losses import LOSSES, Loss
 from interp.attacks.pgd import PGD, pgd_steps, seeds_of
 from interp.gradients.augment import augmentation
 from interp.gradients.paths import Blur, nodes
+from interp.models.chunks import free, out_of_memory
 from interp.types import Images, Labels
 
 CHUNK = 16
@@ -50,19 +51,37 @@ class Block(NamedTuple):
 
 
 def blocks(model: nn.Module, draws: Iterable[Draw], y: Labels, *, loss: str | Loss = "ce", chunk: int = CHUNK) -> Iterator[Block]:
-    """The gradients of L(f(x), y) at the draws, as many draws in a pass as give at most `chunk` images, at least one.
+    """The gradients of L(f(x), y) at the draws, as many draws in a pass as give at most `chunk` images, at least one; half as
+    many where memory runs out.
 
     y (n,); loss: a name of LOSSES or a function (logits, y) → (n,). Limit: one draw is `gradient`.
     """
-    loss_of, draws = (LOSSES[loss] if isinstance(loss, str) else loss), iter(draws)
-    while group := list(islice(draws, max(1, chunk // len(y)))):
+    loss_of = LOSSES[loss] if isinstance(loss, str) else loss
+    waiting, most = iter(draws), max(1, chunk // len(y))
+    while group := list(islice(waiting, most)):
+        try:
+            block = _block(model, group, y, loss_of)
+        except RuntimeError as error:
+            if len(group) == 1 or not out_of_memory(error):
+                raise
+            block = None
+        if block is None:  # here, where the error no longer holds its tensors
+            free()
+            waiting, most = chain(group, waiting), len(group) // 2
+        else:
+            yield block
+
+
+def _block(model: nn.Module, group: Sequence[Draw], y: Labels, loss_of: Loss) -> Block:
+    """The gradients at some draws, in one pass."""
+    with torch.enable_grad():
         x = torch.stack([d.x for d in group]).detach().requires_grad_(True)
         shown = x.flatten(0, 1)
         if group[0].view is not None:
             shown = torch.cat([part if d.view is None else d.view(part) for d, part in zip(group, x, strict=True)])
         (g,) = torch.autograd.grad(loss_of(model(shown), y.repeat(len(group))).sum(), x)
-        directions = [d.direction for d in group if d.direction is not None]
-        yield Block(g, [d.weight for d in group], directions or None)
+    directions = [d.direction for d in group if d.direction is not None]
+    return Block(g, [d.weight for d in group], directions or None)
 
 
 def gradient(model: nn.Module, x: Images, y: Labels, *, loss: str | Loss = "ce") -> Tensor:

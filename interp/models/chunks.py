@@ -51,7 +51,7 @@ def _pieces(run: Callable[[slice], T], n: int, chunk: int) -> Iterator[tuple[sli
             result = run(piece)
         except RuntimeError as error:
             size = piece.stop - start
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             if size == 1:
                 raise InputError(
@@ -64,7 +64,7 @@ def _pieces(run: Callable[[slice], T], n: int, chunk: int) -> Iterator[tuple[sli
             del result
             start = piece.stop
             continue
-        _free()  # here, where the error no longer holds the frames and their tensors
+        free()  # here, where the error no longer holds the frames and their tensors
         if not warned:
             log.warning("memory ran out with %d samples at once; going on with %d, and fewer where that fails", size, chunk)
             warned = True
@@ -109,11 +109,11 @@ def _fastest(step: Callable[[Tensor], Any], example: Tensor, sizes: list[int]) -
         try:
             seconds = _seconds(step, example[torch.arange(size, device=example.device) % len(example)]) / size
         except RuntimeError as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             seconds = float("inf")
         if seconds == float("inf"):
-            _free()
+            free()
             return best, True
         if seconds * GAIN < least:
             best, least, worse = size, seconds, 0
@@ -133,11 +133,13 @@ def _seconds(step: Callable[[Tensor], Any], batch: Tensor) -> float:
     return min(times[1:])
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error is torch's way to say that memory ran out, on any device."""
     return isinstance(error, torch.OutOfMemoryError) or any(m in str(error) for m in MESSAGES)
 
 
-def _free() -> None:
+def free() -> None:
+    """Give back what torch holds and nothing uses."""
     gc.collect()
     torch.cuda.empty_cache()
     if torch.backends.mps.is_available():

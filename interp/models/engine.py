@@ -44,19 +44,19 @@ class Engine:
     words: str
 
 
-Stamp = tuple[tuple[int, int, torch.device, torch.dtype], ...]
+Stamp = tuple[tuple[object, ...], ...]
 _engines: WeakKeyDictionary[Model, tuple[Stamp, dict[tuple[object, ...], Engine]]] = WeakKeyDictionary()
 
 
 def engine(model: nn.Module, shape: tuple[int, ...], *, precision: str = "float32", passes: int = 0) -> Engine:
     """The model for images of `shape` (…, 3, h, w) in one of PRECISIONS, on the device where it is.
 
-    A `Model` is copied with its batch norms folded; hooks on it are not on parts that were folded, so what captures from the
-    inside has to use the model itself. The copy is kept as long as the model, until parameters or buffers are written or moved
-    (writing through `.data` is not seen). Any other module is used as it is, in float64 as a copy. "float64" converts before
-    folding. "fast" takes its steps under bfloat16 autocast where this device computes faster in it, else as "float32" does; it
-    compiles them where `passes`, the image-passes about to run, pays that back (COMPILED). Raises InputError for another
-    precision, and for float64 on MPS. Limit: with no batch norms float32 logits are the model's, bit for bit.
+    A `Model` is copied with its batch norms folded, unless it carries hooks: then it is used as it is. The copy is kept as long
+    as the model, until a part of it is replaced, or parameters or buffers are written or moved (writing through `.data` is not
+    seen). Any other module is used as it is, in float64 as a copy. "float64" converts before folding. "fast" takes its steps
+    under bfloat16 autocast where this device computes faster in it, else as "float32" does; it compiles them where `passes`,
+    the image-passes about to run, pays that back (COMPILED). Raises InputError for another precision, and for float64 on MPS.
+    Limit: with no batch norms float32 logits are the model's, bit for bit.
     """
     if precision not in PRECISIONS:
         raise InputError(f"precision is {precision!r}; expected one of {', '.join(PRECISIONS)}")
@@ -67,7 +67,7 @@ def engine(model: nn.Module, shape: tuple[int, ...], *, precision: str = "float3
     compiles = precision == "fast" and passes * shape[-2] * shape[-1] >= COMPILED.get(device.type, float("inf"))
     if not isinstance(model, Model):
         return _built(model, shape, precision, device, compiles)
-    stamp = tuple((t.data_ptr(), t._version, t.device, t.dtype) for t in (*model.parameters(), *model.buffers()))
+    stamp = _stamp(model)
     if model not in _engines or _engines[model][0] != stamp:
         _engines[model] = stamp, {}
     kept, key = _engines[model][1], (shape, precision, compiles)
@@ -76,13 +76,24 @@ def engine(model: nn.Module, shape: tuple[int, ...], *, precision: str = "float3
     return kept[key]
 
 
+def _stamp(model: Model) -> Stamp:
+    """What a copy of the model was made of: its parts with their hooks, and its tensors as they stood."""
+    parts = ((name, id(part), type(part), _hooks(part)) for name, part in model.named_modules())
+    return (*parts, *((t.data_ptr(), t._version, t.device, t.dtype) for t in (*model.parameters(), *model.buffers())))
+
+
+def _hooks(part: nn.Module) -> tuple[int, ...]:
+    """The numbers of all hooks on a module."""
+    return (*part._forward_hooks, *part._forward_pre_hooks, *part._backward_hooks, *part._backward_pre_hooks)
+
+
 @torch.inference_mode(False)
 def _built(model: nn.Module, shape: tuple[int, ...], precision: str, device: torch.device, compiles: bool) -> Engine:
     if precision == "fast":
         return _searching(engine(model, shape), shape, device, compiles)
     dtype = torch.float64 if precision == "float64" else torch.float32
     net = model if precision == "float32" else copy.deepcopy(model).to(dtype).requires_grad_(False)
-    if not isinstance(model, Model):
+    if not isinstance(model, Model) or any(map(_hooks, model.modules())):
         return Engine(net, net, True, dtype, precision)
     ready = folded(net, _example((1, *shape), device, dtype))
     count = batch_norms(net) - batch_norms(ready)

@@ -12,7 +12,8 @@ import torch
 import torch.nn as nn
 from torch import Tensor
 
-from interp.types import Card, InputError
+from interp.models.chunks import in_chunks
+from interp.types import Card, Images, InputError
 
 FAMILIES = {"XCiT": "xcit", "Xcit": "xcit", "ResNet": "resnet", "ResNetCifar": "resnet", "ByobNet": "byobnet"}
 
@@ -40,6 +41,12 @@ class Model(nn.Module):
         if self.card.preprocess.channels == "bgr":
             x = x.flip(1)
         return self.net((x - self.mean) / self.std)
+
+    @torch.no_grad()
+    def read(self, images: Images, *, chunk: int = 64) -> Tensor:
+        """Logits (n, classes) of any number of images, wherever they are, on the processor; chunk images at a time."""
+        pieces = in_chunks(lambda rows: self(images[rows].to(self.mean)).cpu(), len(images), chunk)
+        return torch.cat([logits for _, logits in pieces])
 
     @property
     def robust(self) -> bool:

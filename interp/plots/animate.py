@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,11 +16,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from interp.errors import InputError
-from interp.plots.perturbations import chosen, how, size, under, way
+from interp.plots.perturbations import CORNER, chosen, how, size, under, way
 from interp.plots.style import grid, labels, look, row_names, rows
 from interp.result import Result
 
 DPI = 100
+LETTER = 0.065  # inches that a letter of a long line takes
 PANEL = 96  # pixels across at least: three for each of a picture of 32
 
 
@@ -49,7 +51,9 @@ def _drawing(result: Result, i: int, e: int) -> tuple[Figure, Iterator[None]]:
     data = result.data
     order, ways = rows(data), (0, chosen(data, i))
     across = data.sizes["x"] * -(-PANEL // data.sizes["x"])
-    fig, axes = grid(2, len(order), cell=across / DPI + 0.04, gap=0.3, top=0.72)
+    cell, made = across / DPI + 0.04, how(result)
+    lines = textwrap.wrap(made, int((1 + len(order) * cell) / LETTER)) if len(made) > CORNER else []
+    fig, axes = grid(2, len(order), cell=cell, gap=0.3, top=0.72 + 0.13 * len(lines))
     fig.set_dpi(DPI)
     film = data["film"].values
     panels = [(ax, m, d) for d, line in zip(ways, axes, strict=True) for m, ax in zip(order, line, strict=True)]
@@ -58,6 +62,7 @@ def _drawing(result: Result, i: int, e: int) -> tuple[Figure, Iterator[None]]:
         ax.set_title(labels(data)[m].replace(" ", "\n"))
     row_names(axes, [way(data, d, i).replace(" ", "\n", 1) for d in ways])
     title = fig.text(0.5, 0.99, "", ha="center", va="top", weight="bold")
+    fig.text(0.5, 0.99 - 0.17 / fig.get_size_inches()[1], "\n".join(lines), ha="center", va="top", fontsize=7)
 
     def frames() -> Iterator[None]:
         for f, step in enumerate(data["frame"].values.tolist()):
@@ -65,7 +70,7 @@ def _drawing(result: Result, i: int, e: int) -> tuple[Figure, Iterator[None]]:
                 picture.set_data(film[m, d, e, i, f])
                 loss, belief = (data[name].values[m, d, e, i, step] for name in ("loss", "probability"))
                 under(ax, (f"loss {loss:.2f}, p {belief:.0%}",))
-            title.set_text(f"{size(result, e)}, {how(result)}: step {step}")
+            title.set_text(f"{size(result, e)}{'' if lines else f', {made}'}: step {step}")
             yield
 
     return fig, frames()

@@ -14,6 +14,7 @@ from interp.plots.style import Drawing, colours, epsilon, grid, labels, look, ro
 from interp.result import Result
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
+CORNER = 34  # letters of how pictures were made that fit over the first column
 LETTERS = 15  # of a class name that fit under a picture beside a percentage
 
 
@@ -172,7 +173,7 @@ def curves(result: Result) -> Figure:
             ax.set_xlabel("step")
         fig.align_ylabels()
         each = "; toward: each image's mean over the other classes" if data.sizes["direction"] > 2 else ""
-        _legend(fig, axes[-1, 0], f"n = {data.sizes['image']} images, mean and 95 % bootstrap band{each}; {how(result)}")
+        _legend(fig, axes[-1, 0], _noted(f"n = {data.sizes['image']} images, mean and 95 % bootstrap band{each}", result))
     return fig
 
 
@@ -217,8 +218,12 @@ def success(result: Result) -> Figure:
             goal = "each other class" if each else "the target"
             ax.set_title("away: no longer read as the label" if side == "away" else f"toward: read as {goal}")
         axes[0].set_ylabel("share of images")
-        kind = "95 % Wilson intervals" + ("; toward: 95 % bootstrap intervals over images" if each else "")
-        _legend(fig, axes[0], f"n = {data.sizes['image']} images, {kind}; {how(result)}", drop=0.6)
+        kind = "95 % Wilson intervals"
+        if each:
+            kind += "; toward: 95 % bootstrap intervals over images"
+        elif "success_n" in data and int(data["success_n"].values[:, 1].min()) < data.sizes["image"]:
+            kind += f"; toward: the {int(data['success_n'].values[:, 1].min())} of other classes"
+        _legend(fig, axes[0], _noted(f"n = {data.sizes['image']} images, {kind}", result), drop=0.6)
     return fig
 
 
@@ -272,6 +277,7 @@ def synthesis(result: Result, *, seed: int = 0) -> Figure:
         for ax, name in zip(axes[0], data["target"].values, strict=True):
             ax.set_title(short(str(name)))
         row_names(axes, ["start", *(labels(data)[m] for m in order)])
+        fig.text(0, 0, how(result), va="top", fontsize=7)
     return fig
 
 
@@ -291,8 +297,8 @@ def inversion(result: Result, *, most: int = 6) -> Figure:
             ax.set_title(text)
         row_names(axes, [short(name_of(data, int(v))) for v in data["truth"].values])
         layer = result.params["layer"] or "the input of the last layer"
-        text = f"Below: ‖φ(x′) − φ(x)‖ / ‖φ(x)‖ at the start → at the end; φ: {layer}; {how(result)}"
-        fig.text(axes[0, 0].get_position().x0, 0, text, va="top", fontsize=7)
+        text = f"Below: ‖φ(x′) − φ(x)‖ / ‖φ(x)‖ at the start → at the end; φ: {layer}"
+        fig.text(axes[0, 0].get_position().x0, 0, _noted(text, result), va="top", fontsize=7)
     return fig
 
 
@@ -312,15 +318,47 @@ def size(result: Result, e: int) -> str:
 
 
 def how(result: Result) -> str:
-    """The attack in a few words."""
-    attack = result.params["attack"]
-    return f"{NORMS[attack['norm']]}, {attack['steps']} steps"
+    """The attack in a few words: norm, ε where there is one, steps, and every choice that is not the default."""
+    attack, given = result.params["attack"], result.params["attack"]["step_size"]
+    eps = [] if result.kind == "sweep" else [f"ε = {number(attack['eps'])}"]
+    steps = f"{attack['steps']} steps" + (f" of {number(given)}" if given else "")
+    return ", ".join([NORMS[attack["norm"]], *eps, steps, *choices(result)])
+
+
+def choices(result: Result) -> list[str]:
+    """What was chosen otherwise than by default, beside norm, ε, steps and their size, which every picture is told with."""
+    params, attack = result.params, result.params["attack"]
+    momentum, decay, restarts = attack.get("momentum", 1.0), attack.get("decay", 1.0), attack.get("restarts", 1)
+    rule, basis, precision = attack.get("rule", "pgd"), attack.get("basis", "pixels"), params.get("precision", "float32")
+    said = {
+        {"apgd": "APGD"}.get(rule, f"{rule} rule" + (f" ({momentum:g})" if momentum != 1 else "")): rule != "pgd",
+        f"{attack['loss']} loss": attack["loss"] not in ("ce", "features"),
+        "from the image": result.kind == "sweep" and not attack["random_start"],
+        f"{basis} basis" + (f" (decay {decay:g})" if decay != 1 else ""): basis != "pixels",
+        f"jitter {attack.get('jitter')}": attack.get("jitter"),
+        f"blur {attack.get('blur')}": attack.get("blur"),
+        "best point kept": attack.get("keep", "last") == "best" and rule != "apgd",
+        f"{restarts} restarts": restarts > 1,
+        f"{precision}{' search' if precision == 'fast' else ''}": precision != "float32",
+    }
+    return [words for words, holds in said.items() if holds]
+
+
+def number(value: float) -> str:
+    """A size in units of [0, 1] as people write it: 2/255, 0.125, 40."""
+    return f"{value:g}" if value >= 1 else epsilon(value).removeprefix("ε = ")
+
+
+def _noted(note: str, result: Result) -> str:
+    """A note, and how the pictures were made: on a line of its own where that is long."""
+    made = how(result)
+    return f"{note}{'; ' if len(made) <= CORNER else chr(10)}{made}"
 
 
 def _corner(result: Result, fig: Figure, axes: np.ndarray, image: int) -> None:
-    """How it was made, the names of the models, and of what is in the first column."""
-    data = result.data
-    fig.text(0, 0.998, how(result), va="top", fontsize=7)
+    """How it was made (under the pictures where that is long), the names of the models, and of what is in the first column."""
+    data, made = result.data, how(result)
+    fig.text(0, 0.998 if len(made) <= CORNER else -0.15 / fig.get_size_inches()[1], made, va="top", fontsize=7)
     axes[0, 0].set_title(f"{short(name_of(data, int(data['truth'].values[image])))}\n(original)")
     row_names(axes, [labels(data)[m] for m in rows(data)])
 

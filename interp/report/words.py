@@ -7,9 +7,24 @@ from dataclasses import dataclass
 import numpy as np
 
 from interp.plots.images import class_names, name_of
-from interp.plots.perturbations import per_image, size
+from interp.plots.perturbations import NORMS, choices, number, per_image, size
 from interp.plots.style import epsilon, labels, rows
 from interp.result import Result
+
+CONTRIBUTION = "What each pixel contributes to the label's logit, in sum its change from where the method begins"
+MEANINGS = {  # of captum's methods whose attributions sum to no change of the logit
+    "Saliency": "The absolute gradient of the label's logit",
+    "InputXGradient": "The image times the gradient of the label's logit",
+    "SmoothGrad": "The mean gradient of the label's logit over noisy copies of the image",
+    "SmoothGradSquare": "The mean squared gradient of the label's logit over noisy copies of the image",
+    "VarGrad": "The variance of the gradient of the label's logit over noisy copies of the image",
+    "GuidedBackprop": "The gradient of the label's logit, of which each ReLU passes back only what is positive and where it was active",
+    "Deconvolution": "The gradient of the label's logit, of which each ReLU passes back only what is positive, active or not",
+    "LRP": "The label's logit, handed back from layer to layer by the ε rule",
+    "Occlusion": "How far the label's logit falls where windows over the pixel take the baseline",
+    "FeatureAblation": "How far the label's logit falls where the superpixel takes the baseline, shared out to its pixels",
+    "Lime": "The weight of the superpixel in a sparse linear model of the label's logit, shared out to its pixels",
+}
 
 
 @dataclass(frozen=True)
@@ -70,6 +85,10 @@ def sweep(result: Result) -> Text:
     """What grows with ε, and whether other models see it."""
     data = result.data
     first, last = size(result, 0), size(result, data.sizes["eps"] - 1)
+    unbounded = result.params["attack"]["norm"] == "linf" and float(data["eps"].max()) >= 1
+    arithmetic = data.attrs.get("arithmetic") if result.params.get("precision") == "fast" else None
+    searched = f"Arithmetic of the search: {arithmetic}. " if arithmetic else ""
+    free = "At ε = 1 (L∞) every image is within reach and only the box [0, 1] binds. " if unbounded else ""
     reached, others = (per_image(data, name, toward=True).mean(-1) for name in ("reached", "others"))
     judged = (
         f"Judges, the models of other architectures, have that much confidence in the target at {last}: "
@@ -81,15 +100,28 @@ def sweep(result: Result) -> Text:
         f"{versus(result, reached[:, 0], '.0%') or _each(result, reached[:, 0])}; at {last} "
         f"{versus(result, reached[:, -1], '.0%') or _each(result, reached[:, -1])}. {'' if np.isnan(others).any() else judged}A change of mind "
         "at small ε is a weakness; what a model has learnt of a class is what it writes into the image once ε is large.",
-        f"PGD, {result.params['attack']['steps']} steps of 1.5·ε/steps, per image away from its class and toward another. "
-        "At ε = 1 (L∞) every image is within reach and only the box [0, 1] binds. The picture itself is shown, not the difference.",
+        f"{_attack(result)}, per image away from its class and toward {'each' if data.sizes['direction'] > 2 else 'another'}. "
+        f"{free}{searched}The picture itself is shown, not the difference.",
     )
+
+
+def _attack(result: Result) -> str:
+    """'L∞ PGD, 50 steps of 1.5·ε/steps', and what was chosen otherwise than by default."""
+    attack = result.params["attack"]
+    apgd, given = attack.get("rule") == "apgd", attack["step_size"]
+    steps = "" if apgd else f" of {number(given)}" if given else " of 1.5·ε/steps"
+    others = [words for words in choices(result) if words != "APGD"]
+    return ", ".join([f"{NORMS[attack['norm']]} {'APGD' if apgd else 'PGD'}", f"{attack['steps']} steps{steps}", *others])
 
 
 def synthesis(result: Result) -> Text:
     """Whether others recognise what a model draws."""
     data, attack = result.data, result.params["attack"]
     own, others = data["own"].values.mean((1, 2)), data["others"].values.mean((1, 2))
+    d = 3 * data.sizes["y"] * data.sizes["x"]
+    free = " (unbounded but for the box)" if attack["eps"] >= {"linf": 1, "l2": d**0.5, "l1": d}[attack["norm"]] else ""
+    ours = (result.params.get("start", "noise"), attack["norm"], attack["eps"], attack["step_size"], *choices(result))
+    source = ", as in the notebook of arXiv 2209.07399" if ours == ("noise", "linf", 15.0, None) else ""
     chance = 1 / (len(class_names(data)) or data.sizes["target"])
     said = (
         f"Mean confidence in the target of models of other architectures, the test of what was drawn (standard → robust): "
@@ -104,8 +136,7 @@ def synthesis(result: Result) -> Text:
         result.title.removesuffix(" toward each class"),
         f"{'' if np.isnan(others).any() else said}Each model's own confidence says only that the attack worked: "
         f"{versus(result, own, '.0%') or _each(result, own)}.",
-        f"{start}, the same for all models: targeted PGD with ε = {attack['eps']:g} (unbounded but for the box), {attack['steps']} steps of "
-        "1.5·ε/steps, as in the notebook of arXiv 2209.07399.",
+        f"{start}, the same for all models: targeted {_attack(result)}, ε = {number(attack['eps'])}{free}{source}.",
     )
 
 
@@ -123,9 +154,12 @@ def gradients(result: Result) -> Text:
         else ""
     )
     if "method" in params:
-        how = "What each pixel contributes to the label's logit"
+        how = MEANINGS.get(params["method"].removeprefix("captum:"), CONTRIBUTION)
+    elif "attribution" in data:
+        explained = "the label's logit" if params.get("loss") in (None, "logit") else f"−{params['loss']} of the label"
+        how = f"What each pixel contributes to {explained}, along {params['n']} points ({params['over']})"
     elif params["over"] == "steps":
-        how = f"Mean of ∇ₓ {params.get('loss') or attack['loss']} over the {attack['steps']} iterates of an untargeted PGD at {epsilon(attack['eps'])}"
+        how = f"Mean of ∇ₓ {params.get('loss') or attack['loss']} over the {attack['steps']} iterates of an untargeted {NORMS[attack['norm']]} PGD, ε = {number(attack['eps'])}"
     else:
         how = "Mean of ∇ₓ of the loss over " + (
             "the images of each class" if params["over"] == "class" else f"{params['n']} draws, {params['over']}"

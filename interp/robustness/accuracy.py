@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 import xarray as xr
 from tqdm import tqdm
 
@@ -43,10 +42,7 @@ def correct(
     model: Model, batch: Batch, pgd: PGD | None = None, *, chunk: int | None = None, losses: Sequence[str] = ("ce",)
 ) -> np.ndarray:
     """Which images (n,) the model classifies as labelled, clean or under every attack (one per loss in `losses`)."""
-    device = model.mean.device
-    with torch.no_grad():
-        clean = [(model(part.images.to(device)).argmax(1).cpu() == part.labels) for part in batch.chunks(chunk or 64)]
-    right = torch.cat(clean)
+    right = model.read(batch.images, chunk=chunk or 64).argmax(1) == batch.labels
     for loss in losses if pgd else ():
         at = right.nonzero()[:, 0]
         if pgd and len(at):
