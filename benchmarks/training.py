@@ -16,15 +16,14 @@ import argparse
 import copy
 import dataclasses
 import json
-import platform
 import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from side_by_side import Clock, processor
 from torch import Tensor, nn
 
 from interp.data.source import Pixels
@@ -41,32 +40,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "resnet50_32": {"width": 16, "stem_stride": 2, "output_stride": 16},
 }
 HEAVY: dict[str, Any] = {"randaugment": "rand-m9-mstd0.5-inc1", "erasing": 0.25, "mixup": 0.8, "cutmix": 1.0}
-
-
-class Clock:
-    """Seconds since it was made, and those spent inside what it wraps; waits for the device at both ends."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.inside = device, 0.0
-        self.start = self.now()
-
-    def now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
-
-    def total(self) -> float:
-        return self.now() - self.start
-
-    def around(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any) -> Any:
-            start = self.now()
-            try:
-                return run(*args)
-            finally:
-                self.inside += self.now() - start
-
-        return timed
 
 
 def random_images(n: int = 2048) -> Pixels:
@@ -168,17 +141,6 @@ def measured(recipe: Recipe, data: Pixels, device: torch.device, rounds: int, st
         "data_percent": round(100 * ours.data_share(steps), 1),
         "data_heavy_percent": round(100 * heavy.data_share(steps), 1),
     }
-
-
-def processor() -> str:
-    """The processor's name and its widest vectors, where Linux tells them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    told = {key.strip(): text.strip() for key, _, text in (line.partition(":") for line in lines)}
-    vectors = [name for name in ("avx512f", "avx2") if name in told.get("flags", "").split()]
-    return " ".join([told.get("model name", platform.machine()), *vectors[:1]])
 
 
 def main() -> None:
