@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import sys
 import warnings
@@ -216,8 +215,9 @@ def test_accuracy_has_it_as_a_third_measure_on_demand() -> None:
     assert "under AutoAttack 33% [" in words.accuracy(full).seen and "AutoAttack" not in words.accuracy(plain).seen
 
 
-def test_results_without_it_keep_the_key_they_had() -> None:
-    assert as_plain(Accuracy()) == {"attack": dataclasses.asdict(Accuracy().attack), "chunk": 64}
+def test_what_is_not_asked_for_does_not_count_in_the_key() -> None:
+    assert as_plain(Accuracy()) == {"attack": as_plain(Accuracy().attack)}
+    assert as_plain(Accuracy(chunk=8)) == as_plain(Accuracy()) | {"chunk": 8}
     assert as_plain(Accuracy(autoattack=True)) == as_plain(Accuracy()) | {"autoattack": True}
 
 

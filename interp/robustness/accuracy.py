@@ -34,7 +34,7 @@ class Accuracy:
     """
 
     attack: PGD = PGD(8 / 255, "linf", steps=20, step_size=2 / 255)
-    chunk: int | None = field(default=None, metadata={"cost": True})
+    chunk: int | None = field(default=None, metadata={"later": True})  # AutoAttack draws by chunk, so it counts where it is given
     autoattack: bool = field(default=False, metadata={"later": True})
 
 
