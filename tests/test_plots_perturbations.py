@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 import json
 import re
-import shutil
 import sys
 from pathlib import Path
 
@@ -226,6 +225,8 @@ def test_the_grid_of_classes_has_one_column_per_class(each: interp.Result, resul
     first = perturbations.rows(each.data)[0]
     assert (pictures(fig)[4] == each.data["picture"].values[first, 4, 0, 1]).all()
     assert [ax.get_title() for ax in fig.axes[1:11]] == each.data["class"].values.tolist()
+    said = f"of the row {each.data['others'].values[first, 1:, 0, 1].mean():.0%}"
+    assert fig.axes[0].get_xlabel().endswith(said)
     with pytest.raises(interp.InputError, match="target 'each'"):
         perturbations.classes(result)
 
@@ -311,8 +312,10 @@ def test_a_gif_has_a_frame_for_each_picture_kept_and_rests_on_the_last(result: i
     assert [p.name for p in path.parent.iterdir()] == ["film.gif"]
 
 
-@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
-def test_a_film_is_an_mp4(result: interp.Result, tmp_path: Path) -> None:
+def test_a_film_is_an_mp4_also_where_only_the_package_has_ffmpeg(
+    result: interp.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
     path = animate.animation(result, tmp_path / "film.mp4")
     assert path.read_bytes()[4:8] == b"ftyp"
     assert [p.name for p in tmp_path.iterdir()] == ["film.mp4"]

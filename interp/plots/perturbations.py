@@ -121,7 +121,10 @@ def delta_picture(delta: np.ndarray, scale: float) -> np.ndarray:
 
 
 def classes(result: Result, *, image: int = 0, eps: int = -1) -> Figure:
-    """One image at one ε toward every class, models × classes; under each the model's own reading and the judges' confidence."""
+    """One image at one ε toward every class, models × classes.
+
+    Under each the model's own reading and the judges' confidence in the class; the mean of these stands under the original.
+    """
     data, i, e = result.data, image, range(result.data.sizes["eps"])[eps]
     if data.sizes["direction"] < 3:
         raise InputError("this sweep moves toward one class; a grid of classes needs a sweep with the target 'each'")
@@ -130,6 +133,8 @@ def classes(result: Result, *, image: int = 0, eps: int = -1) -> Figure:
         fig, axes = grid(len(order), 1 + len(columns), top=0.55, gap=0.32)
         for m, line in zip(order, axes, strict=True):
             line[0].imshow(data["original"].values[i])
+            others = float(data["others"].values[m, 1:, e, i].mean())
+            under(line[0], () if np.isnan(others) else ("judges, mean", f"of the row {others:.0%}"))
             for ax, d in zip(line[1:], columns, strict=True):
                 ax.imshow(data["picture"].values[m, d, e, i])
                 under(ax, reading(data, m, d, e, i))
