@@ -153,17 +153,11 @@ def pgd_steps(
     Every iterate satisfies ‖x_t − x‖ ≤ ε and lies in [0, 1]. With `stop` a sample's last step is its result, and the run ends
     when none is left.
     """
-    norm, loss_of, reader = NORMS[pgd.norm], loss_named(pgd.loss, targeted=pgd.targeted), reader or model
+    loss_of, reader = loss_named(pgd.loss, targeted=pgd.targeted), reader or model
     radius = _radius(x, pgd) if eps is None else eps.to(x)
     rule = RULES[pgd.rule](pgd, x, radius)
     shows = _shows(pgd, x, first, restart)
-    if start is not None:
-        current = norm.land(x, start - x, radius)
-    elif pgd.random_start:
-        z, u = start_noise(x.shape, seed=pgd.seed, first=first, restart=restart)
-        current = (x + norm.start(z.to(x), u.to(x), radius)).clamp(0, 1)
-    else:
-        current = x.clone()
+    current = _begin(x, pgd, radius, start, first, restart)
     rows, sign = torch.arange(len(x), device=x.device), -1 if pgd.targeted else 1
     for index in range(pgd.steps):
         with torch.enable_grad():
@@ -187,6 +181,19 @@ def pgd_steps(
     with torch.no_grad():
         logits = reader(current)
         yield Step(pgd.steps, current, None, loss_of(logits, y), logits, rows)
+
+
+def _begin(
+    x: Images, pgd: PGD, radius: Tensor, start: Images | None, first: int | Sequence[int], restart: int | Sequence[int]
+) -> Images:
+    """The first iterate: as given, at random in the ball, or the image itself."""
+    norm = NORMS[pgd.norm]
+    if start is not None:
+        return norm.land(x, start - x, radius)
+    if not pgd.random_start:
+        return x.clone()
+    z, u = start_noise(x.shape, seed=pgd.seed, first=first, restart=restart)
+    return (x + norm.start(z.to(x), u.to(x), radius)).clamp(0, 1)
 
 
 def _radius(x: Images, pgd: PGD) -> Tensor:
