@@ -58,7 +58,7 @@ from interp.types import Images, Labels
 RANDOM = {"resnet50": 224, "xcit_nano_12_p16_224": 224, "mobilevit_xs": 256}  # timm's architectures and their pixels
 ROBUST = ("resnet50_w16_cifar10_linf", "xcit_nano_d6w64_cifar10_linf", "mobilevit_xs_cifar10_linf")
 STANDARD = tuple(name.replace("_linf", "_standard") for name in ROBUST)
-SHIPPED = {"exact": (32, 10), "fast": (64, 5), "stop": (32, 20)}
+SHIPPED = {"exact": (32, 10), "fast": (256, 5), "stop": (32, 20)}
 WORK = {  # images × steps on the random models, and by the kind of row on the shipped ones
     "cpu": {"resnet50": (4, 3), "xcit_nano_12_p16_224": (8, 3), "mobilevit_xs": (32, 1), **SHIPPED},
     "cuda": {**dict.fromkeys(RANDOM, (128, 20)), **dict.fromkeys(SHIPPED, (512, 20))},

@@ -343,7 +343,7 @@ def test_ctrl_c_ends_with_130_keeps_what_was_done_and_leaves_nothing_half(
 ) -> None:
     assert run("attention", "-n", "1", "--out-dir", tmp_path / "out")[0] == 0
     done = sorted(p for p in (tmp_path / "out").rglob("*"))
-    monkeypatch.setattr("interp.attention.attend.spatial_attention", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr("interp.attention.attend.read", lambda *_, **__: signal.raise_signal(signal.SIGINT))
     code, _, said = run("attention", "-n", "2", "--out-dir", tmp_path / "out")
     assert code == 130 and "Traceback" not in said
     assert sorted(p for p in (tmp_path / "out").rglob("*")) == done

@@ -28,6 +28,7 @@ LAYER = {
     "robustness": 4,
     "training": 4,
     "attributes": 5,
+    "faithfulness": 5,
     "study": 6,
     "publish": 7,
     "train_job": 7,

@@ -2,17 +2,20 @@
 
 Kinds of attention, by what the rows and columns of a weight matrix stand for:
 
-- class:   one query, the class token, over class token and patches (CaiT, arXiv 2103.17239, section 3.2)
 - self:    tokens × tokens, prefix tokens (class, registers) first (ViT, arXiv 2010.11929)
-- channel: channels × channels, no place in the image (XCA of XCiT, arXiv 2106.09681, eq. 2); never drawn as a map
+- class:   one query, the class token, over class token and patches (CaiT, arXiv 2103.17239, section 3.2)
+- talking: tokens × tokens, mixed between heads after the softmax, so that rows need not sum to 1 (arXiv 2003.02436)
 - unfold:  patches × patches, one matrix for each pixel position inside a patch (MobileViT, arXiv 2110.02178, section 3.1)
+- window:  tokens × tokens inside a window (Swin, arXiv 2103.14030, section 3.2)
+- context: one row of scores over the patches, for each pixel position of a patch (MobileViT v2, arXiv 2206.02680, section 3.1)
+- channel: channels × channels, no place in the image (XCA of XCiT, arXiv 2106.09681, eq. 2); never drawn as a map
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from torch import nn
 
@@ -21,32 +24,35 @@ from interp.types import InputError
 if TYPE_CHECKING:
     from interp.models.model import Model
 
-Kind: TypeAlias = Literal["class", "self", "channel", "unfold"]
-Grid: TypeAlias = tuple[int, int]  # rows and columns of patches
+Kind: TypeAlias = Literal["self", "class", "talking", "unfold", "window", "context", "channel"]
 
 
 @dataclass(frozen=True)
 class Layout:
     """How one family attends. modules: timm class name of an attention module → kind; empty where there is none.
 
-    gradcam: path of Grad-CAM's default layer inside `model.net`; an index below zero counts from the end. block: class
-    of the module that unfolds its feature map around the attention (MobileViT), else "".
+    gradcam: path inside `model.net` of the layer that class activation maps read by default; an index below zero counts from
+    the end.
     """
 
     family: str
     gradcam: str
     modules: Mapping[str, Kind] = field(default_factory=dict)
-    block: str = ""
 
 
-# The ViT row's Grad-CAM layer is the input of the last attention: behind it the patches no longer reach a class-token head,
-# and the gradient there is zero (pytorch-grad-cam issues 363 and 513).
+# Where a class token is read, the layer of class activation maps is the input of the last attention: behind it the patches no
+# longer reach the head, and the gradient there is zero (pytorch-grad-cam issues 363 and 513).
 _ROWS = (
     Layout("xcit", "blocks.-1", {"ClassAttn": "class", "XCA": "channel"}),
-    Layout("cait", "blocks.-1", {"ClassAttn": "class", "TalkingHeadAttn": "self"}),
-    Layout("visiontransformer", "blocks.-1.norm1", {"Attention": "self"}),
+    Layout("cait", "blocks.-1", {"ClassAttn": "class", "TalkingHeadAttn": "talking"}),
+    Layout("visiontransformer", "blocks.-1.norm1", {"Attention": "self", "AttentionRope": "self"}),
     Layout("visiontransformerdistilled", "blocks.-1.norm1", {"Attention": "self"}),
-    Layout("mobilevit", "final_conv", {"Attention": "unfold"}, block="MobileVitBlock"),
+    Layout("beit", "blocks.-1.norm1", {"Attention": "self"}),
+    Layout("eva", "blocks.-1.norm1", {"EvaAttention": "self", "AttentionRope": "self"}),
+    Layout("mobilevit", "final_conv", {"Attention": "unfold"}),
+    Layout("mobilevitv2", "stages.-1", {"LinearSelfAttention": "context"}),
+    Layout("swintransformer", "norm", {"WindowAttention": "window"}),
+    Layout("swintransformerv2", "norm", {"WindowAttention": "window"}),
     Layout("resnet", "layer4"),
     Layout("preactresnet", "layer4"),
     Layout("preactresnetdm", "layer_3"),
@@ -80,7 +86,7 @@ def attention_layers(model: Model) -> dict[str, Kind]:
         having = ", ".join(row.family for row in _ROWS if row.modules)
         raise InputError(
             f"model {model.card.id} (family {model.family}) has no attention module that is known here; families with "
-            f"attention are {having}. Use Grad-CAM for this one (interp.attention.gradcam)"
+            f"attention are {having}. Use a class activation map for this one (interp.attention.cam)"
         )
     return found
 
@@ -99,17 +105,3 @@ def module_at(net: nn.Module, path: str) -> nn.Module:
                 f"no layer is at {path!r}: {type(here).__name__} has no {part!r}; it has {', '.join(children) or 'none'}"
             )
     return here
-
-
-def patch_grid(embed: nn.Module, args: tuple[Any, ...], output: Any) -> Grid:
-    """Rows and columns of patches of one pass, from what the patch embedding was given and what it returned.
-
-    XCiT's returns (tokens, (rows, columns)); a ViT of any image size returns (n, rows, columns, c); others return
-    (n, tokens, c) and compute the grid from the image size.
-    """
-    if isinstance(output, tuple):
-        return int(output[1][0]), int(output[1][1])
-    if output.ndim == 4:
-        return int(output.shape[1]), int(output.shape[2])
-    rows, columns = embed.dynamic_feat_size(tuple(args[0].shape[-2:]))  # type: ignore[operator]  # timm's method
-    return int(rows), int(columns)

@@ -1,144 +1,114 @@
-"""From attention weights to maps: pure functions of tensors.
+"""From attention weights and their geometry to maps on the grid: pure functions of tensors.
 
-A softmax row sums to 1 over the keys. `class_map`, `received_map` and `query_map` drop the prefix tokens, so those maps
-sum to 1 minus the share of the prefix tokens; `refold` and `refold_query` sum to 1.
-
-MobileViT cuts its feature map into patches of p_h × p_w and lets the same pixel of all patches attend to each other
-(arXiv 2110.02178, section 3.1, timm's `MobileVitBlock.forward`): row b·P + p_y·p_w + p_x of the unfolded tensor holds pixel
-(p_y, p_x) of image b, its token i_y·n_w + i_x the position (i_y·p_h + p_y, i_x·p_w + p_x) of the feature map.
+weights are (n·groups, heads, queries, keys), keys = geometry.prefix + tokens of a group, as `capture` records them. A softmax row
+sums to 1 over the keys; maps leave the prefix tokens out, so they sum to 1 minus the share of these.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from interp.attention.geometry import Geometry
 from interp.types import InputError
 
 
-@dataclass(frozen=True)
-class Unfolding:
-    """The geometry of one MobileViT block in one pass: images, size (H, W) of its feature map, pixels per patch."""
-
-    batch: int
-    size: tuple[int, int]
-    patch: tuple[int, int]
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patches per column and row, (n_h, n_w)."""
-        return math.ceil(self.size[0] / self.patch[0]), math.ceil(self.size[1] / self.patch[1])
-
-    @property
-    def inner(self) -> tuple[int, int]:
-        """Size at which attention runs: the feature map is resized to it where `size` is no multiple of `patch`."""
-        return self.grid[0] * self.patch[0], self.grid[1] * self.patch[1]
-
-    @property
-    def area(self) -> int:
-        """Pixels per patch, P."""
-        return self.patch[0] * self.patch[1]
-
-
-def _check_weights(weights: Tensor, keys: int, expected: str) -> None:
-    if weights.ndim != 4 or weights.shape[-1] != keys:
+def grouped(weights: Tensor, geometry: Geometry) -> Tensor:
+    """Weights as (n, groups, heads, queries, keys); raises InputError where they do not fit the geometry."""
+    keys = geometry.prefix + geometry.places.shape[1]
+    if weights.ndim != 4 or weights.shape[-1] != keys or len(weights) % geometry.groups or weights.shape[-2] not in (1, keys):
         raise InputError(
-            f"attention weights have shape {tuple(weights.shape)}; expected (n, heads, queries, {keys}) for {expected}. "
-            "Cross-covariance (channel) weights have no place in the image"
+            f"attention weights have shape {tuple(weights.shape)}; expected (n·{geometry.groups}, heads, 1 or {keys}, {keys}) for "
+            f"a grid of {geometry.size} with {geometry.prefix} prefix tokens. Cross-covariance (channel) weights have no place in "
+            "the image: see channel_readout"
         )
+    return weights.unflatten(0, (-1, geometry.groups))
 
 
-def _check_position(y: int, x: int, size: tuple[int, int]) -> None:
-    if not (0 <= y < size[0] and 0 <= x < size[1]):
-        raise InputError(f"query ({y}, {x}) is outside the map; expected 0 ≤ y < {size[0]} and 0 ≤ x < {size[1]}")
+def place(rows: Tensor, geometry: Geometry) -> Tensor:
+    """Values of tokens (n, groups, heads, tokens) on the grid, (n, heads, rows, columns); those of padding are dropped."""
+    n, _, heads, _ = rows.shape
+    places = geometry.places.to(rows.device).flatten()
+    out = rows.new_zeros(n, heads, geometry.positions)
+    out[..., places[places >= 0]] = rows.transpose(1, 2).flatten(2)[..., places >= 0]
+    return out.unflatten(2, geometry.size)
 
 
-def _patches(rows: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:
-    kept = rows[..., prefix:]
-    return kept.reshape(*kept.shape[:-1], *grid)
+def class_map(weights: Tensor, geometry: Geometry) -> Tensor:
+    """Where the class token looks, (n, heads, rows, columns): its row, the first, without the prefix tokens.
 
-
-def class_map(weights: Tensor, grid: tuple[int, int], *, prefix: int = 1) -> Tensor:
-    """Where the class token looks: its row without the prefix tokens, on the grid of patches.
-
-    weights (n, heads, queries, prefix + gh·gw), the class token the first query: class attention or self-attention.
-    Returns (n, heads, gh, gw), which sums to 1 minus the prefix tokens' share.
+    Raises InputError where no token comes before the patches.
     """
-    _check_weights(weights, prefix + math.prod(grid), f"a grid of {grid} and {prefix} prefix tokens")
-    return _patches(weights[:, :, 0], grid, prefix)
+    if not geometry.prefix:
+        raise InputError("this layer has no class token: its tokens are the positions of the grid; use received_map or query_map")
+    return place(grouped(weights, geometry)[..., 0, geometry.prefix :], geometry)
 
 
-def received_map(weights: Tensor, grid: tuple[int, int], *, prefix: int = 0) -> Tensor:
-    """Attention received by each patch, the mean over all patches as queries: a reading without a class token.
+def received_map(weights: Tensor, geometry: Geometry) -> Tensor:
+    """Attention received by each position, the mean over all positions as queries: (n, heads, rows, columns).
 
-    weights (n, heads, prefix + gh·gw, prefix + gh·gw) of self-attention. Returns (n, heads, gh, gw).
+    Uniform attention without prefix tokens gives 1/positions everywhere. Where there is one row of scores per group (MobileViT
+    v2), that row stands for all queries of its group.
     """
-    _check_weights(weights, prefix + math.prod(grid), f"a grid of {grid} and {prefix} prefix tokens")
-    return _patches(weights[:, :, prefix:].mean(2), grid, prefix)
+    rows = grouped(weights, geometry)
+    real = (geometry.places >= 0).to(rows)  # (groups, tokens)
+    if rows.shape[-2] == 1:
+        received = rows[..., 0, geometry.prefix :] * real.sum(1)[:, None, None]
+    else:
+        received = (rows[..., geometry.prefix :, geometry.prefix :] * real[:, None, :, None]).sum(3)
+    return place(received / geometry.positions, geometry)
 
 
-def query_map(weights: Tensor, grid: tuple[int, int], *, y: int, x: int, prefix: int = 0) -> Tensor:
-    """Where the patch in row y, column x of the grid looks: (n, heads, gh, gw), from self-attention as in `received_map`."""
-    _check_weights(weights, prefix + math.prod(grid), f"a grid of {grid} and {prefix} prefix tokens")
-    _check_position(y, x, grid)
-    return _patches(weights[:, :, prefix + y * grid[1] + x], grid, prefix)
+def query_map(weights: Tensor, geometry: Geometry, *, y: int, x: int) -> Tensor:
+    """Where position (y, x) of the grid looks, (n, heads, rows, columns): zero outside the query's own group.
 
-
-def _check_unfolded(rows: Tensor, unfolding: Unfolding, tail: int) -> None:
-    keys, first = math.prod(unfolding.grid), unfolding.batch * unfolding.area
-    if rows.ndim < tail or rows.shape[0] != first or rows.shape[-1] != keys:
+    Raises InputError where the position is outside, or the only query is the class token.
+    """
+    if not (0 <= y < geometry.size[0] and 0 <= x < geometry.size[1]):
         raise InputError(
-            f"unfolded tensor has shape {tuple(rows.shape)}; expected {first} rows and {keys} tokens for {unfolding}. "
-            "Pass the unfolding that was captured with the weights"
+            f"query ({y}, {x}) is outside the grid; expected 0 ≤ y < {geometry.size[0]} and 0 ≤ x < {geometry.size[1]}"
         )
+    rows = grouped(weights, geometry)
+    if rows.shape[-2] == 1 and geometry.class_token:
+        raise InputError("the only query of this layer is the class token: no other position asks; use class_map")
+    group, token = (geometry.places == y * geometry.size[1] + x).nonzero()[0].tolist()
+    only = torch.zeros_like(rows[..., 0, geometry.prefix :])
+    only[:, group] = rows[:, group, :, 0 if rows.shape[-2] == 1 else geometry.prefix + token, geometry.prefix :]
+    return place(only, geometry)
 
 
-def _fold_inner(rows: Tensor, unfolding: Unfolding) -> Tensor:
-    (n_h, n_w), (p_h, p_w) = unfolding.grid, unfolding.patch
-    channels = rows.shape[1]
-    pixels = rows.reshape(unfolding.batch, p_h, p_w, channels, n_h, n_w)
-    return pixels.permute(0, 3, 4, 1, 5, 2).reshape(unfolding.batch, channels, *unfolding.inner)
+def query_rows(weights: Tensor, geometry: Geometry) -> Tensor:
+    """Where every position looks, (n, positions, positions), mean over heads: row y·columns + x is that position's map."""
+    return dense(grouped(weights, geometry).mean(2).flatten(0, 1), geometry)[:, geometry.prefix :, geometry.prefix :]
 
 
-def fold(rows: Tensor, unfolding: Unfolding) -> Tensor:
-    """Unfolded values back on the feature map, as MobileViT does it: (B·P, c, N) → (B, c, H, W).
+def dense(weights: Tensor, geometry: Geometry) -> Tensor:
+    """Head-reduced weights (n·groups, queries, keys) as one matrix over all tokens, (n, T, T), T = prefix + positions.
 
-    Resized bilinearly where attention ran at another size. Limit: the inverse of the block's own unfolding.
+    Zero between groups. One row of scores per group stands for all queries of its group; one of a class token for itself.
     """
-    _check_unfolded(rows, unfolding, 3)
-    inner = _fold_inner(rows, unfolding)
-    if unfolding.inner == unfolding.size:
-        return inner
-    return F.interpolate(inner, size=unfolding.size, mode="bilinear", align_corners=False)
+    rows = grouped(weights[:, None], geometry)[:, :, 0]
+    tokens, places = geometry.prefix + geometry.positions, geometry.places.to(weights.device)
+    index = torch.where(places >= 0, places + geometry.prefix, tokens)  # padding goes to a row and column that are cut off
+    index = torch.cat([torch.arange(geometry.prefix, device=weights.device).expand(geometry.groups, -1), index], 1)
+    out = weights.new_zeros(len(rows), tokens + 1, tokens + 1)
+    queries = index[:, :1] if rows.shape[-2] == 1 and geometry.class_token else index
+    out[:, queries[:, :, None], index[:, None, :]] = rows.expand(-1, -1, queries.shape[1], -1)
+    return out[:, :tokens, :tokens]
 
 
-def refold(weights: Tensor, unfolding: Unfolding) -> Tensor:
-    """Attention received by each position of a MobileViT feature map, the mean over all its positions as queries.
+def channel_readout(weights: Tensor, values: Tensor, geometry: Geometry, *, channel: int) -> Tensor:
+    """Where the channels stand that one channel of each head attends to: a derived reading, not a weight of the model.
 
-    weights (B·P, heads, N, N). Returns (B, heads, H, W), which sums to 1; uniform attention gives 1/(H·W) everywhere.
+    weights (n, heads, c, c) and values (n, heads, c, tokens) of cross-covariance attention (XCA, arXiv 2106.09681, eq. 2).
+    Σ_j A[channel, j]·v_j(t)² over tokens t, each map divided by its sum: (n, heads, rows, columns). The energy of the value
+    channels, weighted by the attention of the channel; uniform weights give the energy of all channels.
     """
-    _check_unfolded(weights, unfolding, 4)
-    maps = fold(weights.mean(2), unfolding)
-    return maps / maps.sum((-2, -1), keepdim=True)
-
-
-def refold_query(weights: Tensor, unfolding: Unfolding, *, y: int, x: int) -> Tensor:
-    """Where position (y, x) of a MobileViT feature map looks: (B, heads, *unfolding.inner), which sums to 1.
-
-    A query reaches only its own pixel of every patch, so the map is exactly zero elsewhere; the slice
-    [..., y % p_h :: p_h, x % p_w :: p_w] holds all of it. Positions count at the size at which attention runs.
-    """
-    _check_unfolded(weights, unfolding, 4)
-    _check_position(y, x, unfolding.inner)
-    (p_h, p_w), n_w = unfolding.patch, unfolding.grid[1]
-    per_pixel = weights.reshape(unfolding.batch, unfolding.area, *weights.shape[1:])
-    pixel = (y % p_h) * p_w + x % p_w
-    rows = per_pixel.new_zeros(*per_pixel.shape[:3], per_pixel.shape[-1])
-    rows[:, pixel] = per_pixel[:, pixel, :, (y // p_h) * n_w + x // p_w]
-    return _fold_inner(rows.flatten(0, 1), unfolding)
+    if not 0 <= channel < weights.shape[-2]:
+        raise InputError(f"channel is {channel}; expected 0 to {weights.shape[-2] - 1}, the channels of a head")
+    energy = (weights[:, :, channel, :, None] * values**2).sum(2)
+    return place((energy / energy.sum(-1, keepdim=True))[:, None], geometry)
 
 
 def enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -143,6 +143,16 @@ def one_of(option: str, text: str, *known: str) -> str:
     return text
 
 
+def pixel(option: str, text: str | None) -> tuple[int, int] | None:
+    """A pixel (y, x) of an option such as 16,20."""
+    if text is None:
+        return None
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdigit() for part in parts):
+        raise InputError(f"{option} is {text!r}; expected Y,X in pixels, such as 16,20")
+    return int(parts[0]), int(parts[1])
+
+
 def class_index(model: Model, text: str) -> int:
     """The class of a number or a name: all of it, or the first of its synonyms ('tench' of 'tench, Tinca tinca')."""
     labels, classes = list(model.card.labels), model.card.num_classes

@@ -21,8 +21,8 @@ FAMILIES = {"XCiT": "xcit", "Xcit": "xcit", "ResNet": "resnet", "ResNetCifar": "
 class Model(nn.Module):
     """A frozen network in eval mode: `forward(x)` takes (n, 3, h, w) float32 in [0, 1] and returns logits (n, classes).
 
-    net: the bare network. card: what is known of it. family: 'xcit', 'mobilevit', 'resnet' or the class name of others;
-    attention and Grad-CAM choose their layers by it. Printing a model shows its pipeline.
+    net: the bare network. card: what is known of it. family: 'xcit', 'mobilevit', 'mobilevitv2', 'resnet' or the class name of
+    others; attention and Grad-CAM choose their layers by it. Printing a model shows its pipeline.
     """
 
     mean: Tensor
@@ -88,8 +88,10 @@ class Model(nn.Module):
 def family_of(net: nn.Module) -> str:
     """The architecture family of a network, from its class; MobileViT is a timm ByobNet with transformer blocks."""
     kind = type(net).__name__
-    if any(type(m).__name__ == "MobileVitBlock" for m in net.modules()):
-        return "mobilevit"
+    blocks = {type(m).__name__ for m in net.modules()}
+    for block, family in (("MobileVitBlock", "mobilevit"), ("MobileVitV2Block", "mobilevitv2")):
+        if block in blocks:
+            return family
     return FAMILIES.get(kind, kind.lower())
 
 
@@ -142,5 +144,10 @@ def _label(model: Model) -> str:
         return model.card.id
     given = model.card.arch_args.get("depth", "")
     sizes = [b for b in ("18", "34", "50", "101", "152") if f"resnet{b}" in model.card.arch or b == str(given)]
-    title = {"xcit": "XCiT", "mobilevit": "MobileViT", "resnet": f"ResNet-{sizes[0]}" if sizes else "ResNet"}
+    title = {
+        "xcit": "XCiT",
+        "mobilevit": "MobileViT",
+        "mobilevitv2": "MobileViTv2",
+        "resnet": f"ResNet-{sizes[0]}" if sizes else "ResNet",
+    }
     return f"{title.get(model.family, model.card.arch)} {'robust' if model.robust else 'standard'}"

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def figure(result: Result) -> Figure:
     """The default figure of a result's kind."""
     from interp.errors import InputError
-    from interp.plots import ablation, curves, gradients, images, matrices, perturbations
+    from interp.plots import ablation, attention, curves, gradients, matrices, perturbations
 
     default = {
         "accuracy": curves.accuracies,
@@ -21,7 +21,11 @@ def figure(result: Result) -> Figure:
         "synthesis": perturbations.synthesis,
         "inversion": perturbations.inversion,
         "gradients": gradients.gradients,
-        "attention": images.attention,
+        "attention": attention.attention,
+        "attention_heads": attention.heads,
+        "attention_layers": attention.layers,
+        "attention_shift": attention.shift,
+        "faithfulness": attention.faithfulness,
         "compare": matrices.measures,
         "ablation": ablation.runs,
     }

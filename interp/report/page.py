@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from interp.plots import curves, gradients, images, interactive, matrices, perturbations
+from interp.plots import attention, curves, gradients, images, interactive, matrices, perturbations
 from interp.plots.style import save
 from interp.report import words
 from interp.result import Result
@@ -115,7 +115,7 @@ def _gradients(r: Result, folder: Path) -> Section:
 
 def _attention(r: Result, folder: Path) -> Section:
     caption = "Attention over the dimmed image, in multiples of its mean."
-    return _section(words.attention(r), [_draw(images.attention(r), folder, "attention", caption)])
+    return _section(words.attention(r), [_draw(attention.attention(r), folder, "attention", caption)])
 
 
 def _compare(r: Result, folder: Path) -> Section:

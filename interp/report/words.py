@@ -176,8 +176,8 @@ def gradients(result: Result) -> Text:
 def attention(result: Result) -> Text:
     """How each family's picture was read."""
     data = result.data
-    peak = np.quantile(data["map"].values, 0.99, axis=(1, 2, 3))
-    methods = "; ".join(f"{labels(data)[m]}: {data['method'].values[m]}" for m in rows(data))
+    peak = np.quantile(data["map"].values[:, 0], 0.99, axis=(1, 2, 3))
+    methods = "; ".join(f"{labels(data)[m]}: {data['how'].values[m, 0]}" for m in rows(data))
     return Text(
         "Attention",
         f"How strongly attention gathers: its 99th percentile over pixels in multiples of the mean (standard → robust) "

@@ -1,0 +1,94 @@
+"""Where the tokens of an attention layer stand on the image: one description for patches, unfolded pixels and shifted windows.
+
+Attention runs over groups of tokens that do not see each other: one group for a ViT, one per pixel position inside a patch for
+MobileViT (arXiv 2110.02178, section 3.1), one per window for Swin (arXiv 2103.14030, section 3.2). `Geometry.places` says for
+every token of every group which position of the grid it is, so that maps, distances and roll-outs need no case per family.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from interp.errors import InputError
+
+Grid: TypeAlias = tuple[int, int]  # rows and columns
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """The grid of one attention layer in one pass.
+
+    size: rows and columns of positions at which attention runs. places (groups, tokens) int64: position y·columns + x of each
+    patch token, −1 where a token is padding; every position occurs once. prefix: tokens before the patches in each group.
+    class_token: whether the first of them is a class token that the head reads.
+    """
+
+    size: Grid
+    places: Tensor
+    prefix: int = 0
+    class_token: bool = False
+
+    @property
+    def groups(self) -> int:
+        """Groups of tokens per image."""
+        return len(self.places)
+
+    @property
+    def positions(self) -> int:
+        """Positions of the grid, rows × columns."""
+        return math.prod(self.size)
+
+    def at(self, y: int, x: int, image: Grid) -> Grid:
+        """The position of the grid under the pixel (y, x) of an image of rows × columns."""
+        if not (0 <= y < image[0] and 0 <= x < image[1]):
+            raise InputError(f"pixel ({y}, {x}) is outside the image; expected 0 ≤ y < {image[0]} and 0 ≤ x < {image[1]}")
+        return y * self.size[0] // image[0], x * self.size[1] // image[1]
+
+    def with_prefix(self, tokens: int, *, class_token: bool) -> Geometry:
+        """This grid for a layer of so many tokens in all: those beyond the positions come first."""
+        return replace(self, prefix=tokens - self.positions, class_token=class_token)
+
+
+def of_patches(size: Grid) -> Geometry:
+    """One group, the patches row by row."""
+    return Geometry(size, torch.arange(math.prod(size))[None])
+
+
+def of_pixels(size: Grid, patch: Grid) -> Geometry:
+    """MobileViT: the same pixel of all patches is one group; `size` is rounded up to whole patches, as the block resizes it.
+
+    Group p_y·p_w + p_x holds pixel (p_y, p_x), its token i_y·n_w + i_x the position (i_y·p_h + p_y, i_x·p_w + p_x).
+    """
+    (n_h, n_w), (p_h, p_w) = (math.ceil(size[0] / patch[0]), math.ceil(size[1] / patch[1])), patch
+    inner = n_h * p_h, n_w * p_w
+    places = torch.arange(math.prod(inner)).view(n_h, p_h, n_w, p_w).permute(1, 3, 0, 2).reshape(p_h * p_w, n_h * n_w)
+    return Geometry(inner, places)
+
+
+def of_windows(size: Grid, window: Grid, shift: Grid) -> Geometry:
+    """Swin: windows of the grid after it was rolled by −shift and padded below and to the right to whole windows."""
+    (w_h, w_w), (rows, columns) = window, size
+    rolled = torch.arange(rows * columns).view(size).roll((-shift[0], -shift[1]), (0, 1))
+    padded = F.pad(rolled, (0, -columns % w_w, 0, -rows % w_h), value=-1)
+    cut = padded.view(padded.shape[0] // w_h, w_h, padded.shape[1] // w_w, w_w)
+    return Geometry(size, cut.permute(0, 2, 1, 3).reshape(-1, w_h * w_w))
+
+
+def patch_grid(embed: nn.Module, args: tuple[Any, ...], output: Any) -> Grid:
+    """Rows and columns of patches of one pass, from what the patch embedding was given and what it returned.
+
+    XCiT's returns (tokens, (rows, columns)); a ViT of any image size returns (n, rows, columns, c); others return
+    (n, tokens, c) and compute the grid from the image size.
+    """
+    if isinstance(output, tuple):
+        return int(output[1][0]), int(output[1][1])
+    if output.ndim == 4:
+        return int(output.shape[1]), int(output.shape[2])
+    rows, columns = embed.dynamic_feat_size(tuple(args[0].shape[-2:]))  # type: ignore[operator]  # timm's method
+    return int(rows), int(columns)

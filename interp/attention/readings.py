@@ -1,0 +1,219 @@
+"""One map per image of what a model looks at, by any of the methods below; each says in words how it was read.
+
+auto         the model's own attention (raw) where it has any on the image, else Grad-CAM
+raw          weights of one layer, the last on the image by default: the class token's row where the head reads it, else the
+             attention received, the mean over queries; with a query, that position's row
+weighted     the same of E_h[(∇A ⊙ A)⁺], the part of the weights that speaks for the class (arXiv 2103.15679, eq. 5)
+rollout      attention roll-out over the last stage (arXiv 2005.00928)
+chefer       relevance by gradient × attention over the last stage (arXiv 2103.15679, eq. 5 and 6); without a class token the
+             sum over queries of R − I, whose gradients already say which queries matter
+gradcam, gradcam++, layercam, scorecam    class activation maps (see cam.py)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from interp.attention.cam import cam
+from interp.attention.capture import Captured, capture
+from interp.attention.geometry import Geometry
+from interp.attention.layout import attention_layers, layout_of
+from interp.attention.maps import class_map, dense, query_map, received_map
+from interp.attention.rollout import gradient_weighted, last_stage, reduce_heads, relevance, rollout
+from interp.types import Images, InputError, Labels, Maps
+
+if TYPE_CHECKING:
+    from interp.models.model import Model
+
+Query = tuple[int, int]  # a pixel of the image, (y, x)
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """Maps (n, h, w) ≥ 0 at the resolution of the layer, on its own scale, and in words how they were read off the model."""
+
+    maps: Maps
+    how: str
+
+
+@dataclass(frozen=True)
+class How:
+    """Choices that methods read: layer (a name; the family's by default), head ("mean", "max", "min" or a number), query (a
+    pixel (y, x)), residual (share of the skip connection in a roll-out)."""
+
+    layer: str | None = None
+    head: str | int = "mean"
+    query: Query | None = None
+    residual: float = 0.5
+
+
+def spatial_layers(model: Model) -> list[str]:
+    """Names of the attention layers that can be drawn on the image, in order: all but channel attention."""
+    return [name for name, kind in attention_layers(model).items() if kind != "channel"]
+
+
+def head_maps(layer: Captured, *, query: Query | None = None, image: tuple[int, int] = (0, 0)) -> tuple[Tensor, str]:
+    """The maps of every head of one captured layer, (n, heads, rows, columns), and in words which reading they are.
+
+    query: a pixel of an image of the given size. Raises InputError for channel attention, which has no place in the image.
+    """
+    if layer.geometry is None or layer.kind == "channel":
+        raise InputError(
+            f"layer {layer.name} is {layer.kind} attention and cannot be drawn on the image; choose another layer, or see its "
+            "matrices with --heads"
+        )
+    if query is not None:
+        y, x = layer.geometry.at(*query, image)
+        return query_map(layer.weights, layer.geometry, y=y, x=x), f"attention of position ({y}, {x}) of {layer.geometry.size}"
+    if layer.geometry.class_token:
+        return class_map(layer.weights, layer.geometry), "attention from the class token to the patches"
+    if layer.kind == "context":
+        return received_map(layer.weights, layer.geometry), "context scores, one for each position"
+    return received_map(layer.weights, layer.geometry), "attention received, mean over queries"
+
+
+def _of_heads(head: str | int) -> str:
+    return f"head {head}" if isinstance(head, int) else f"{head} over heads"
+
+
+def _raw(model: Model, x: Images, _targets: Labels, how: How) -> Reading:
+    name = how.layer or spatial_layers(model)[-1]
+    with torch.no_grad(), capture(model, layers=[name]) as recorder:
+        model(x)
+    maps, words = head_maps(recorder.layers[0], query=how.query, image=(x.shape[-2], x.shape[-1]))
+    positive = maps.abs() if recorder.layers[0].kind == "talking" else maps
+    signed = " (absolute: talking heads mix weights to any sign)" if recorder.layers[0].kind == "talking" else ""
+    return Reading(reduce_heads(positive, how.head), f"{words}{signed}, {_of_heads(how.head)}, at layer {name}")
+
+
+def _with_gradient(model: Model, x: Images, targets: Labels, layers: list[str] | None) -> tuple[list[Captured], Tensor]:
+    """The captured layers of one pass and the sum of the targets' logits, in one graph."""
+    with torch.enable_grad(), capture(model, layers=layers, gradients=True) as recorder:
+        logits = model(x.detach().clone().requires_grad_(True))
+        score = logits.gather(1, targets.to(logits.device)[:, None]).sum()
+    return recorder.layers, score
+
+
+def _weighted(model: Model, x: Images, targets: Labels, how: How) -> Reading:
+    name = how.layer or spatial_layers(model)[-1]
+    layers, score = _with_gradient(model, x, targets, [name])
+    if layers[0].kind in ("channel", "context"):
+        raise InputError(f"layer {name} is {layers[0].kind} attention: it has no weights of tokens on tokens")
+    matrix = gradient_weighted(layers, score, head=how.head)[0]
+    maps = _read_out(dense(matrix, _geometry(layers[0])), layers[0], how.query, x)
+    return Reading(maps, f"(∇A ⊙ A)⁺ of the target's logit, {_of_heads(how.head)}, at layer {name}")
+
+
+def _rollout(model: Model, x: Images, _targets: Labels, how: How) -> Reading:
+    with torch.no_grad(), capture(model, layers=_chained(model)) as recorder:
+        model(x)
+    layers = last_stage(recorder.layers)
+    flow = rollout(layers, head=how.head, residual=how.residual)
+    mixed = " (absolute: talking heads mix weights to any sign)" if any(c.kind == "talking" for c in layers) else ""
+    words = f"roll-out{mixed}, residual {how.residual:g}, {_of_heads(how.head)}, {_over(layers)}"
+    return Reading(_read_out(flow, layers[-1], how.query, x, mean=True), words)
+
+
+def _chefer(model: Model, x: Images, targets: Labels, how: How) -> Reading:
+    captured, score = _with_gradient(model, x, targets, _chained(model))
+    layers = last_stage(captured)
+    found = relevance(layers, gradient_weighted(layers, score, head=how.head))
+    words = f"relevance by gradient × attention, {_of_heads(how.head)}, {_over(layers)}"
+    return Reading(_read_out(found, layers[-1], how.query, x), words)
+
+
+def _chained(model: Model) -> list[str]:
+    """Layers that weigh tokens by tokens; raises InputError with the reason where roll-out is undefined."""
+    names = [name for name, kind in attention_layers(model).items() if kind not in ("channel", "context")]
+    if not names:
+        kinds = ", ".join(dict.fromkeys(attention_layers(model).values()))
+        raise InputError(f"its attention ({kinds}) has no weights of tokens on tokens that layers could be chained by")
+    return names
+
+
+def _over(layers: list[Captured]) -> str:
+    only = {"class": "class attention", "unfold": "one block", "window": "one resolution"}.get(layers[0].kind, "all blocks")
+    return f"over {len(layers)} layer{'s' * (len(layers) > 1)} ({only}): {layers[0].name} to {layers[-1].name}"
+
+
+def _geometry(layer: Captured) -> Geometry:
+    if layer.geometry is None:
+        raise InputError(f"layer {layer.name} has tokens of no known grid")
+    return layer.geometry
+
+
+def _read_out(matrix: Tensor, last: Captured, query: Query | None, x: Images, *, mean: bool = False) -> Maps:
+    """The row of the class token, of a query, or the sum (mean) over positions of a matrix over all tokens, on the grid."""
+    geometry = _geometry(last)
+    prefix = matrix.shape[-1] - geometry.positions
+    if query is not None:
+        if last.kind == "class":
+            raise InputError("the only query of its class attention is the class token: no pixel asks")
+        y, column = geometry.at(*query, (x.shape[-2], x.shape[-1]))
+        row = matrix[:, prefix + y * geometry.size[1] + column, prefix:]
+    elif geometry.class_token:
+        row = matrix[:, 0, prefix:]
+    else:
+        rows = matrix[:, prefix:, prefix:]
+        row = rows.mean(1) if mean else rows.sum(1)
+    return row.unflatten(1, geometry.size).detach()
+
+
+def _cam(model: Model, x: Images, targets: Labels, how: How, *, method: str) -> Reading:
+    if how.query is not None:
+        raise InputError("a class activation map has no queries")
+    named = how.layer if how.layer is not None and how.layer not in _attention_or_none(model) else None
+    maps = cam(model, x, targets, method=method, layer=named)
+    return Reading(maps, f"{TITLES[method]} of the target's logit at layer {named or layout_of(model).gradcam}")
+
+
+def _attention_or_none(model: Model) -> list[str]:
+    return list(attention_layers(model)) if layout_of(model).modules else []
+
+
+def _auto(model: Model, x: Images, targets: Labels, how: How) -> Reading:
+    if layout_of(model).modules:
+        return _raw(model, x, targets, how)
+    return _cam(model, x, targets, How(), method="gradcam")
+
+
+TITLES = {
+    "auto": "own attention or Grad-CAM",
+    "raw": "attention",
+    "weighted": "gradient-weighted attention",
+    "rollout": "roll-out",
+    "chefer": "gradient × attention",
+    "gradcam": "Grad-CAM",
+    "gradcam++": "Grad-CAM++",
+    "layercam": "LayerCAM",
+    "scorecam": "Score-CAM",
+}
+Method = Callable[["Model", Images, Labels, How], Reading]
+METHODS: dict[str, Method] = {
+    "auto": _auto,
+    "raw": _raw,
+    "weighted": _weighted,
+    "rollout": _rollout,
+    "chefer": _chefer,
+    **{name: partial(_cam, method=name) for name in ("gradcam", "gradcam++", "layercam", "scorecam")},
+}
+
+
+def read(model: Model, x: Images, targets: Labels | None = None, *, method: str = "auto", how: How = How()) -> Reading:
+    """What the model looks at in each image (n, 3, h, w): maps at the layer's resolution, ≥ 0, not normalised.
+
+    targets (n,): the class that methods with gradients explain; by default the predicted one. Every image is read on its own.
+    Raises InputError, with the reason, where the method does not apply to the model.
+    """
+    if method not in METHODS:
+        raise InputError(f"method is {method!r}; expected {', '.join(METHODS)}")
+    if targets is None:
+        with torch.no_grad():
+            targets = model(x).argmax(1)
+    return METHODS[method](model, x, targets, how)

@@ -1,0 +1,106 @@
+"""Attention across the layers of a stage: roll-out, and relevance by gradient × attention. Matrices in, matrices out.
+
+Both multiply matrices over all tokens of a stage, the layers that run over one set of tokens: all of a ViT, one block of a
+MobileViT, one resolution of a Swin, the class attention of an XCiT (its cross-covariance attention has no tokens × tokens
+weights, and moves nothing between tokens), the patch and class layers of a CaiT.
+
+    roll-out    R = Π_l Â_l,  Â = (1 − r)·E_h[A] + r·I, rows divided by their sum   (Abnar & Zuidema, arXiv 2005.00928, eq. 1)
+    relevance   R ← R + Ā_l·R,  R_0 = I,  Ā = E_h[(∇A ⊙ A)⁺]                         (Chefer et al., arXiv 2103.15679, eq. 5, 6)
+
+∇A is the gradient of one logit. The output of a head is A·V, so ∇A = ∇(A·V)·Vᵀ, which needs no unfused attention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from interp.attention.capture import Captured
+from interp.attention.maps import dense
+from interp.types import InputError
+
+HEADS = ("mean", "max", "min")
+
+
+def reduce_heads(weights: Tensor, head: str | int) -> Tensor:
+    """(n, heads, …) → (n, …): the mean, maximum or minimum over heads, or one head."""
+    if isinstance(head, int):
+        if not 0 <= head < weights.shape[1]:
+            raise InputError(f"head is {head}; the layer has heads 0 to {weights.shape[1] - 1}")
+        return weights[:, head]
+    if head not in HEADS:
+        raise InputError(f"head is {head!r}; expected {', '.join(HEADS)} or a number")
+    return weights.mean(1) if head == "mean" else weights.amax(1) if head == "max" else weights.amin(1)
+
+
+def last_stage(layers: Sequence[Captured]) -> list[Captured]:
+    """The layers of the last stage that weigh tokens by tokens; raises InputError where there are none."""
+    named = [c for c in layers if c.kind not in ("channel", "context") and c.geometry is not None]
+    if not named:
+        kinds = {c.kind: 0 for c in layers}
+        raise InputError(
+            f"its attention ({', '.join(kinds) or 'none'}) has no weights of tokens on tokens that layers could be chained by"
+        )
+    return [c for c in named if c.stage == named[-1].stage]
+
+
+def joint(layers: Sequence[Captured], matrices: Sequence[Tensor], *, identity: bool) -> list[Tensor]:
+    """Head-reduced weights of each layer as matrices over one set of tokens, (n, T, T) each.
+
+    Tokens that a layer does not update, the patches in class attention or a class token that comes later, get a row of zeros,
+    with identity a 1 on the diagonal.
+    """
+    most = max(c.geometry.prefix for c in layers if c.geometry is not None)
+    found = []
+    for layer, matrix in zip(layers, matrices, strict=True):
+        assert layer.geometry is not None
+        square = dense(matrix, layer.geometry)
+        missing = most - layer.geometry.prefix
+        square = torch.nn.functional.pad(square, (missing, 0, missing, 0))
+        if identity:
+            idle = torch.ones(square.shape[-1], dtype=torch.bool, device=square.device)
+            idle[missing : missing + 1 if layer.kind == "class" else None] = False
+            square = square + torch.diag(idle.to(square))
+        found.append(square)
+    return found
+
+
+def rollout(layers: Sequence[Captured], *, head: str | int = "mean", residual: float = 0.5) -> Tensor:
+    """Attention roll-out over the layers of one stage, (n, T, T): row i says where token i comes from; rows sum to 1.
+
+    residual: the share r of the skip connection. Talking heads, whose weights can be negative, enter by their absolute value.
+    Limit: residual=1 gives the identity; one layer with residual=0 its own weights.
+    """
+    if not 0 <= residual <= 1:
+        raise InputError(f"residual is {residual}; expected a share from 0 to 1")
+    matrices = [reduce_heads(c.weights.abs() if c.kind == "talking" else c.weights, head) for c in layers]
+    flow: Tensor | None = None
+    for square in joint(layers, matrices, identity=True):
+        rows = square / square.sum(-1, keepdim=True).clamp_min(1e-12)
+        mixed = (1 - residual) * rows + residual * torch.eye(rows.shape[-1], device=rows.device)
+        flow = mixed if flow is None else mixed @ flow
+    assert flow is not None
+    return flow
+
+
+def gradient_weighted(layers: Sequence[Captured], score: Tensor, *, head: str | int = "mean") -> list[Tensor]:
+    """Ā = E_h[(∇A ⊙ A)⁺] of each layer, (n·groups, queries, keys), for a score that the layers' outputs are in the graph of."""
+    found = torch.autograd.grad(score, [c.output for c in layers], allow_unused=True)
+    matrices = []
+    for layer, gradient in zip(layers, found, strict=True):
+        if gradient is None:
+            raise InputError(f"attention layer {layer.name} has no part in the logits")
+        sensitivity = gradient.detach() @ layer.values.transpose(-2, -1)
+        matrices.append(reduce_heads((sensitivity * layer.weights).clamp_min(0), head))
+    return matrices
+
+
+def relevance(layers: Sequence[Captured], matrices: Sequence[Tensor]) -> Tensor:
+    """Relevance R − I of tokens for tokens after the layers of one stage, (n, T, T), ≥ 0, from `gradient_weighted` matrices."""
+    total: Tensor | None = None
+    for square in joint(layers, matrices, identity=False):
+        total = square if total is None else total + square + square @ total
+    assert total is not None
+    return total

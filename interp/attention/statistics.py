@@ -1,0 +1,105 @@
+"""Numbers of attention: how far it reaches, how spread it is, how heads differ, how it changes. Pure functions of weights.
+
+weights (n·groups, heads, queries, keys) as `capture` records them. Rows of talking heads, which can be negative, enter by their
+absolute value divided by their sum; softmax rows are left as they are.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from interp.attention.geometry import Geometry, Grid
+from interp.attention.maps import grouped
+from interp.types import InputError, Maps, Masks
+
+
+def _rows(weights: Tensor) -> Tensor:
+    positive = weights.abs()
+    return positive / positive.sum(-1, keepdim=True).clamp_min(1e-12)
+
+
+def _over_queries(values: Tensor, geometry: Geometry | None) -> Tensor:
+    """Values of queries (n·groups, heads, queries) → mean over the queries of an image that are no padding, (n, heads)."""
+    if geometry is None:
+        return values.mean(-1)
+    split = values.unflatten(0, (-1, geometry.groups))  # (n, groups, heads, queries)
+    real = (geometry.places >= 0).to(values)
+    if split.shape[-1] == 1:  # one row of scores for all queries of its group, or a class token
+        share = real.sum(1)[:, None, None]
+    else:
+        share = torch.cat([real.new_ones(geometry.groups, geometry.prefix), real], 1)[:, None]
+    return (split * share).sum((1, 3)) / share.expand(-1, 1, split.shape[-1]).sum()
+
+
+def distance(weights: Tensor, geometry: Geometry, image: Grid) -> Tensor:
+    """Mean attention distance in pixels, (n, heads): Σ_k A[q, k]·‖p_q − p_k‖ over patch keys, mean over patch queries.
+
+    Dosovitskiy et al., arXiv 2010.11929, appendix D.7. Rows without the prefix tokens are divided by their sum. image: rows and
+    columns of the image in pixels. NaN for class attention, whose query has no place. Limit: attention of every position to
+    itself gives 0.
+    """
+    rows = grouped(_rows(weights), geometry)
+    if rows.shape[-2] == 1 and geometry.class_token:
+        return weights.new_full((rows.shape[0], rows.shape[2]), math.nan)
+    places = geometry.places.to(weights.device)
+    real = (places >= 0).to(weights)
+    columns = geometry.size[1]
+    pixel = weights.new_tensor([image[0] / geometry.size[0], image[1] / columns])
+    at = torch.stack([places // columns, places % columns], -1) * pixel
+    apart = (at[:, :, None] - at[:, None]).pow(2).sum(-1).sqrt()  # (groups, tokens, tokens)
+    if rows.shape[-2] == 1:
+        kept = rows[..., geometry.prefix :].expand(*rows.shape[:3], places.shape[1], -1)
+    else:
+        kept = rows[..., geometry.prefix :, geometry.prefix :]
+    kept = kept * real[:, None, None]
+    reach = (kept * apart[:, None]).sum(-1) / kept.sum(-1).clamp_min(1e-12)
+    return (reach * real[:, None]).sum((1, 3)) / real.sum()
+
+
+def entropy(weights: Tensor, geometry: Geometry | None = None) -> Tensor:
+    """Entropy of the rows as a share of the largest there can be, ln keys: (n, heads), 1 for uniform attention, 0 for one key."""
+    rows = _rows(weights)
+    bits = -torch.special.xlogy(rows, rows).sum(-1) / math.log(max(rows.shape[-1], 2))
+    return _over_queries(bits, geometry)
+
+
+def divergence(a: Tensor, b: Tensor, geometry: Geometry | None = None) -> Tensor:
+    """Jensen–Shannon divergence between the rows of two tensors of weights, in bits, 0 to 1: (n, heads)."""
+    if a.shape != b.shape:
+        raise InputError(f"attention weights have shapes {tuple(a.shape)} and {tuple(b.shape)}; expected the same layer twice")
+    return _over_queries(_jensen_shannon(_rows(a), _rows(b)), geometry)
+
+
+def diversity(weights: Tensor, geometry: Geometry | None = None) -> Tensor:
+    """How much heads differ: Jensen–Shannon divergence between the rows of two heads, mean over all pairs, in bits: (n,).
+
+    0 where all heads attend alike, 1 where no two share a key; NaN for a single head.
+    """
+    heads = weights.shape[1]
+    if heads == 1:
+        return _over_queries(weights[..., 0], geometry)[:, 0] * math.nan
+    rows = _rows(weights)
+    pairs = torch.combinations(torch.arange(heads, device=weights.device))
+    return _over_queries(_jensen_shannon(rows[:, pairs[:, 0]], rows[:, pairs[:, 1]]), geometry).mean(1)
+
+
+def _jensen_shannon(p: Tensor, q: Tensor) -> Tensor:
+    middle = (p + q) / 2
+    nats = torch.special.xlogy(p, p / middle.clamp_min(1e-30)) + torch.special.xlogy(q, q / middle.clamp_min(1e-30))
+    return (nats.sum(-1) / (2 * math.log(2))).clamp(0, 1)
+
+
+def focus(maps: Maps, masks: Masks) -> Tensor:
+    """Share of each map inside the object mask, (n,) in [0, 1]; a uniform map scores the mask's share of the area.
+
+    Relevance mass accuracy (Arras et al., arXiv 2003.07258, eq. 1). Raises InputError where a mask is empty, a map negative, or
+    its sum 0.
+    """
+    if maps.shape != masks.shape:
+        raise InputError(f"maps have shape {tuple(maps.shape)} and masks {tuple(masks.shape)}; expected the same (n, h, w)")
+    if not masks.flatten(1).any(1).all() or (maps < 0).any() or not (maps.flatten(1).sum(1) > 0).all():
+        raise InputError("focus needs maps ≥ 0 of a sum above 0 and masks that are not empty")
+    return (maps * masks).sum((1, 2)) / maps.sum((1, 2))

@@ -1,0 +1,561 @@
+"""What models look at: maps by model, method, head and layer; numbers against depth and ε.
+
+All maps of one figure share one scale from 0, in multiples of the mean over the image (1 is what a uniform map has): up to the
+99th percentile of all maps of the result, rounded up, so that the figures of its other images have it too. The scale's colours
+are those of the panels over a medium grey.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.gridspec import GridSpec
+from matplotlib.ticker import MaxNLocator
+
+from interp.errors import InputError
+from interp.plots.images import SEQUENTIAL, name_of
+from interp.plots.perturbations import short
+from interp.plots.style import PALETTE, Drawing, colours, epsilon, grid, labels, look, row_names, rows, wrap
+from interp.result import Result
+
+NEUTRAL = "cividis"
+COVER = 0.72  # how much of a panel is the map's colour; the rest is the photograph's grey, on [0.35, 1]
+SCALE = "attention / its mean over the image; 1 is uniform; one scale for all panels"
+NUMBERS = {
+    "distance": "mean distance (px)",
+    "entropy": "entropy / its maximum",
+    "diversity": "difference of heads (bits)",
+    "focus": "share inside the object",
+}
+
+
+def attention(result: Result, image: int | str | None = None, *, most: int = 6, limit: float | None = None) -> Figure:
+    """What each model looks at: images × models, or of several methods one image, models × methods.
+
+    image: position or id; by default the first `most` images, of several methods the first. limit: upper end of the scale.
+    Under the panels how each was read, or why it was not; the query, where the result has one, is a ring. Raises InputError for
+    an image that is not there.
+    """
+    data = _by_method(result.data)
+    limit = limit or upper(data["map"].values)
+    with look():
+        if data.sizes["method"] == 1:
+            chosen = range(min(most, data.sizes["image"])) if image is None else [position(data, image)]
+            return _images_by_models(data, list(chosen), limit)
+        return _models_by_methods(data, position(data, 0 if image is None else image), limit)
+
+
+def _by_method(data: xr.Dataset) -> xr.Dataset:
+    """The dataset with a dimension method, which results of one reading per model were saved without."""
+    if "method" in data.dims:
+        return data
+    alone = data.rename(method="how")
+    return alone.assign({name: alone[name].expand_dims(method=[""], axis=1) for name in ("map", "how")})
+
+
+def _images_by_models(data: xr.Dataset, images: list[int], limit: float) -> Figure:
+    order, query = rows(data), _query(data)
+    fig, axes = grid(len(images), 1 + len(order), left=0.75, top=0.42, gap=0.06)
+    for i, line in zip(images, axes, strict=True):
+        line[0].imshow(data["original"].values[i])
+        _ring(line[0], query)
+        for ax, m in zip(line[1:], order, strict=True):
+            _panel(ax, data["original"].values[i], data["map"].values[m, 0, i], limit, query)
+    _titles(axes[0], ["image", *(labels(data)[m] for m in order)])
+    row_names(axes, [_class(data, i) for i in images])
+    _bar(fig, axes[:, 1:], _covering(), limit, SCALE)
+    _note(fig, 0.75, [*_readings(data), *_ringed(query)])
+    return fig
+
+
+def _models_by_methods(data: xr.Dataset, i: int, limit: float) -> Figure:
+    order, query = rows(data), _query(data)
+    fig, axes = _beside(data, i, len(order), data.sizes["method"], query=query)
+    for m, line in zip(order, axes, strict=True):
+        for k, ax in enumerate(line):
+            _panel(ax, data["original"].values[i], data["map"].values[m, k, i], limit, query)
+    _titles(axes[0], [str(name) for name in data["method"].values])
+    _names(axes, [wrap(labels(data)[m]) for m in order])
+    _bar(fig, axes, _covering(), limit, SCALE)
+    _note(fig, 0.75, [*_readings(data), *_ringed(query)])
+    return fig
+
+
+def heads(result: Result, image: int | str = 0, *, limit: float | None = None) -> Figure:
+    """Every head of one model on one image, layers × heads; nothing is drawn where a layer has fewer heads."""
+    data = result.data
+    i, maps = position(data, image), data["head"].values
+    limit = limit or upper(maps)
+    with look():
+        fig, axes = _beside(data, i, data.sizes["layer"], data.sizes["head"], cell=0.72, title=_model(data))
+        for layer, line in enumerate(axes):
+            for head, ax in enumerate(line):
+                if np.isfinite(maps[layer, head, i]).any():
+                    _panel(ax, data["original"].values[i], maps[layer, head, i], limit)
+        _titles(axes[0], [f"head {head}" for head in range(data.sizes["head"])], room=10)
+        names = shortened([str(name) for name in data["layer"].values])
+        _names(axes, [f"{name}\n{kind}" for name, kind in zip(names, data["kind"].values, strict=True)])
+        _bar(fig, axes, _covering(), limit, SCALE)
+    return fig
+
+
+def channels(result: Result, image: int | str = 0) -> Figure:
+    """Attention between channels on one image, layers × heads: how much each channel (row) takes from each (column).
+
+    One scale from 0 to the 99th percentile of all weights, rounded up. Raises InputError where the model has no such attention.
+    """
+    data = result.data
+    if "channels" not in data:
+        raise InputError("this model has no attention between channels; expected one with XCA, such as XCiT; see `heads`")
+    i, weights = position(data, image), data["channels"].values
+    limit = upper(weights, least=0)
+    with look():
+        title = "\n".join(filter(None, (_model(data), "channel × channel: no place in the image")))
+        fig, axes = _beside(data, i, *weights.shape[:2], cell=0.9, title=title)
+        for layer, line in enumerate(axes):
+            for head, ax in enumerate(line):
+                shown = _unpadded(weights[layer, head, i])
+                if shown.size:
+                    ax.imshow(shown, cmap=NEUTRAL, vmin=0, vmax=limit, interpolation="nearest")
+        _titles(axes[0], [f"head {head}" for head in range(weights.shape[1])], room=12)
+        _names(axes, shortened([str(name) for name in data["channel_layer"].values]))
+        text = "weight of a channel (column) for a channel (row); rows sum to 1; one scale for all panels"
+        _bar(fig, axes, mpl.colormaps[NEUTRAL], limit, text)
+    return fig
+
+
+def _unpadded(matrix: np.ndarray) -> np.ndarray:
+    """A matrix without the rows and columns in which nothing is a number."""
+    known = np.isfinite(matrix)
+    return matrix[known.any(1)][:, known.any(0)]
+
+
+def layers(result: Result) -> Figure:
+    """Distance, entropy, diversity (and focus, where images have masks) of every layer against relative depth.
+
+    Means over images with 95 % bootstrap bands; robust solid and filled, standard dashed and hollow. A measure that no model has
+    is left out; where a model lacks one (a class token has no place to measure a distance from) its line has a gap.
+    """
+    data = result.data
+    shown = [name for name in NUMBERS if name in data and np.isfinite(data[name].values).any()]
+    if not shown:
+        raise InputError("no model of this result has a layer of attention that was measured; expected one with attention")
+    with look():
+        fig = Drawing(figsize=(0.2 + 2.5 * len(shown), 2.3))
+        axes = fig.subplots(1, len(shown), squeeze=False, gridspec_kw={"wspace": 0.34})[0]
+        for ax, name in zip(axes, shown, strict=True):
+            for m in rows(data):
+                v, low, high = (data[name + end].values[m] for end in ("", "_low", "_high"))
+                if np.isfinite(v).any():
+                    _line(ax, data, m, _depth(data, m), v, low, high)
+            ax.set(xlabel="depth (1: the last layer)", ylabel=NUMBERS[name], xlim=(0, 1.04))
+            ax.set_ylim(bottom=0, top=1.03 if name == "entropy" else None)
+            ax.grid(alpha=0.25)
+        if "focus" in shown:
+            axes[-1].axhline(float(data["focus_area"].values.mean()), color="0.35", ls=":", lw=1, label="uniform map (focus)")
+        counts = {int(data[name].attrs["n"]) for name in shown if "n" in data[name].attrs}
+        notes = [f"n = {', '.join(map(str, sorted(counts)))} images; mean over heads and images with 95 % bootstrap bands"]
+        without = [labels(data)[m] for m in rows(data) if not any(np.isfinite(data[name].values[m]).any() for name in shown)]
+        notes += [f"no attention layer: {', '.join(without)}"] if without else []
+        _note(fig, _legend(fig, axes, [labels(data)[m] for m in rows(data)]), notes, left=axes[0].get_position().x0)
+    return fig
+
+
+def _depth(data: xr.Dataset, m: int) -> np.ndarray:
+    """Relative depth (k + 1) / layers of every layer of a model, NaN behind its last."""
+    count = sum(bool(str(name)) for name in data["layer"].values[m])
+    at = (np.arange(data.sizes["depth"]) + 1) / max(count, 1)
+    return np.where(at <= 1, at, np.nan)
+
+
+def _line(ax: Axes, data: xr.Dataset, m: int, x: np.ndarray, v: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+    """One model's line, with a band between the ends of its intervals and a stroke at each point, which may stand alone."""
+    colour, robust = colours(data)[m], bool(data["robust"].values[m])
+    style: dict[str, Any] = {"ls": "-" if robust else "--", "marker": "o", "markerfacecolor": colour if robust else "white"}
+    ax.plot(x, v, color=colour, lw=1.3, markersize=3.2, label=labels(data)[m], **style)
+    ax.fill_between(x, low, high, color=colour, alpha=0.13, lw=0)
+    known = np.isfinite(v)
+    ax.vlines(x[known], low[known], high[known], color=colour, lw=0.8, alpha=0.6)
+
+
+def shift(result: Result) -> Figure:
+    """How far attacks move attention: divergence and accuracy against ε, and divergence by layer × ε for every model.
+
+    The line of a model is the mean over its layers of their means over images, its band the mean of their 95 % intervals; the
+    matrices share one scale in bits.
+    """
+    data, order = result.data, rows(result.data)
+    names, ticks = _sizes(result), range(data.sizes["eps"])
+    with look():
+        across = -(-len(order) // (2 if len(order) > 3 else 1))
+        width = 3.4 + max(1.35 * across, 2.5)
+        fig = Drawing(figsize=(width, 4.2))
+        lines = GridSpec(2, 1, fig, left=0, right=2.5 / width, bottom=0, top=1, hspace=0.16)
+        top = fig.add_subplot(lines[0])
+        under = fig.add_subplot(lines[1], sharex=top)
+        for m in order:
+            if np.isfinite(v := data["divergence"].values[m]).any():
+                known = np.isfinite(v).any(1)
+                means = [data[f"divergence{end}"].values[m][known].mean(0) for end in ("", "_low", "_high")]
+                _line(top, data, m, np.asarray(ticks), *means)
+            _line(under, data, m, np.asarray(ticks), *3 * [data["accuracy"].values[m]])
+        top.set_ylabel("divergence of attention (bits)")
+        top.set_ylim(bottom=0)
+        top.tick_params(labelbottom=False)
+        under.set(ylabel="accuracy", xlabel="ε", ylim=(-0.03, 1.03))
+        under.set_xticks(ticks, names)
+        for ax in (top, under):
+            ax.grid(alpha=0.25)
+        _matrices(fig, data, order, names, across)
+        n = f"n = {data['divergence'].attrs['n']} images; " if "n" in data["divergence"].attrs else ""
+        note = f"{n}divergence: Jensen–Shannon, 0 to 1; line and band: mean over layers of the means and of their 95 % intervals"
+        below = _legend(fig, np.asarray([under]), [labels(data)[m] for m in order], columns=2)
+        _note(fig, max(below, 1.15), [note])
+    return fig
+
+
+def _matrices(fig: Figure, data: xr.Dataset, order: list[int], names: list[str], across: int) -> None:
+    """Layers × ε of every model, the first layer on top."""
+    width = fig.get_size_inches()[0]
+    down = -(-len(order) // across)
+    place = GridSpec(down, across, fig, left=3.15 / width, right=1, bottom=0.0, top=0.94, hspace=0.3, wspace=0.22)
+    limit = upper(data["divergence"].values, least=0)
+    for k, m in enumerate(order):
+        ax = fig.add_subplot(place[k % down, k // down])
+        shown = data["divergence"].values[m]
+        shown = shown[np.isfinite(shown).any(1)]
+        ax.set_title(wrap(labels(data)[m]), fontsize=_small(wrap(labels(data)[m]), room=16))
+        if not shown.size:
+            ax.text(0.5, 0.5, "no attention\nlayer", transform=ax.transAxes, ha="center", va="center")
+            ax.set(xticks=(), yticks=())
+            ax.axis("off")
+            continue
+        ax.set_xticks(range(len(names)), names if k % down == down - 1 else [], rotation=90)
+        ax.imshow(shown, cmap=NEUTRAL, vmin=0, vmax=limit, aspect="auto", extent=(-0.5, len(names) - 0.5, len(shown) + 0.5, 0.5))
+        ax.yaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
+        ax.tick_params(labelsize=6.5, length=2)
+        ax.set_ylabel("layer, in order" if k < down else "", labelpad=1)
+    height = fig.get_size_inches()[1]
+    at: Any = fig.add_axes((3.15 / width, -0.62 / height, 1 - 3.15 / width, 0.1 / height))
+    mappable = ScalarMappable(Normalize(0, limit), NEUTRAL)
+    fig.colorbar(mappable, cax=at, orientation="horizontal", extend="max", label="divergence (bits), by layer × ε; one scale")
+
+
+def shift_maps(result: Result, image: int | str = 0, *, limit: float | None = None) -> Figure:
+    """What each model looks at in one image as an attack grows: models × ε, over the attacked pictures."""
+    data, order = result.data, rows(result.data)
+    i, maps = position(data, image), data["map"].values
+    limit = limit or upper(maps)
+    with look():
+        fig, axes = _beside(data, i, len(order), data.sizes["eps"])
+        for m, line in zip(order, axes, strict=True):
+            for e, ax in enumerate(line):
+                _panel(ax, data["picture"].values[m, e, i], maps[m, e, i], limit)
+        _titles(axes[0], [f"ε = {name}" for name in _sizes(result)])
+        _names(axes, [wrap(labels(data)[m]) for m in order])
+        _bar(fig, axes, _covering(), limit, SCALE)
+    return fig
+
+
+def _sizes(result: Result) -> list[str]:
+    """Every ε as people write it; '(unbounded)' in L∞ alone."""
+    binds = result.params.get("attack", {}).get("norm", "linf") != "linf"
+    values = [float(value) for value in result.data["eps"].values]
+    return [f"{v:g}" if v == 0 or (binds and v >= 1) else epsilon(v).removeprefix("ε = ").replace(" (", "\n(") for v in values]
+
+
+def upper(values: np.ndarray, *, least: float = 2.0) -> float:
+    """The end of a scale that starts at 0: the 99th percentile of what is known of `values`, rounded up, `least` at least."""
+    known = values[np.isfinite(values)]
+    top = max(least, float(np.quantile(known, 0.99)) if known.size else 0, 1e-6)
+    ends = (float(f"{step}e{k}") for k in range(-6, 12) for step in (1, 1.5, 2, 3, 4, 6, 8))
+    return next(end for end in ends if end >= top * (1 - 1e-9))
+
+
+def position(data: xr.Dataset, image: int | str) -> int:
+    """The place of an image, given by its place or its id; raises InputError where there is none."""
+    ids = [str(name) for name in data["image"].values]
+    if isinstance(image, str) and image in ids:
+        return ids.index(image)
+    if not isinstance(image, str) and -len(ids) <= image < len(ids):
+        return range(len(ids))[image]
+    raise InputError(f"there is no image {image!r}; expected a place from 0 to {len(ids) - 1} or one of {', '.join(ids[:8])}")
+
+
+def shortened(names: Sequence[str]) -> list[str]:
+    """Layer names without the words that all of them have: blocks.0.attn, blocks.1.attn → layer 0, layer 1."""
+    split = [name.split(".") for name in names]
+    shared = {word for word in set.intersection(*map(set, split)) if not word.isdigit()} if len(names) > 1 else set()
+    kept = [".".join(word for word in words if word not in shared) for words in split]
+    return [f"layer {name}" if name[:1].isdigit() else name for name in kept]
+
+
+def _panel(ax: Axes, picture: np.ndarray, values: np.ndarray, limit: float, query: tuple[float, float] | None = None) -> None:
+    """A map over the dimmed photograph, with the query's ring; 'not read' where nothing is known."""
+    ax.imshow(np.repeat(0.35 + 0.65 * picture.mean(-1, keepdims=True), 3, -1).clip(0, 1))
+    if np.isnan(values).all():
+        ax.text(0.5, 0.5, "not read", transform=ax.transAxes, ha="center", va="center")
+        return
+    ax.imshow(values, cmap=SEQUENTIAL, vmin=0, vmax=limit, alpha=COVER, interpolation="nearest")
+    _ring(ax, query)
+
+
+def _query(data: xr.Dataset) -> tuple[float, float] | None:
+    """The query of a result (y, x) in pixels, if it has one."""
+    given = str(data.attrs.get("query", ""))
+    if not given:
+        return None
+    y, x = (float(part) for part in given.split(","))
+    return y, x
+
+
+def _ring(ax: Axes, query: tuple[float, float] | None) -> None:
+    if query is not None:
+        for colour, width in (("black", 2.6), ("white", 1.2)):
+            ax.plot(query[1], query[0], "o", markersize=7, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=width)
+
+
+def _ringed(query: tuple[float, float] | None) -> list[str]:
+    return [] if query is None else [f"ring: the query, the patch at row {query[0]:g}, column {query[1]:g} of the image's pixels"]
+
+
+def _readings(data: xr.Dataset) -> list[str]:
+    """How the panels were read, or why not: one line for the models that share a method and its words."""
+    order, said = rows(data), dict[tuple[str, str], list[str]]()
+    for k, method in enumerate(data["method"].values):
+        for m in order:
+            said.setdefault((str(method), str(data["how"].values[m, k])), []).append(labels(data)[m])
+    several = data.sizes["method"] > 1
+    return [
+        ": ".join([*([method] if several else []), *([", ".join(who)] if len(who) < len(order) else []), words])
+        for (method, words), who in said.items()
+        if words
+    ]
+
+
+def _beside(
+    data: xr.Dataset,
+    i: int,
+    down: int,
+    across: int,
+    *,
+    cell: float = 1.05,
+    title: str = "",
+    query: tuple[float, float] | None = None,
+) -> tuple[Figure, np.ndarray]:
+    """A grid of panels with the photograph, its class above, to the left of the rows' names, and a title over the panels."""
+    photograph, lines = 1.05, title.count("\n") + 1 if title else 0
+    top = 0.4 + 0.15 * lines
+    fig, axes = grid(down, across, cell=cell, gap=0.05, left=photograph + 1.15, top=top)
+    width, height = fig.get_size_inches()
+    ax = fig.add_axes((0, (height - top - photograph) / height, photograph / width, photograph / height))
+    ax.imshow(data["original"].values[i])
+    ax.axis("off")
+    ax.set_title(_class(data, i))
+    _ring(ax, query)
+    if title:
+        middle = (axes[0, 0].get_position().x0 + axes[0, -1].get_position().x1) / 2
+        fig.text(middle, 0.998, title, ha="center", va="top", weight="bold")
+    return fig, axes
+
+
+def _class(data: xr.Dataset, i: int) -> str:
+    name = name_of(data, int(data["truth"].values[i]))
+    return "image" if name == "?" else short(name)
+
+
+def _model(data: xr.Dataset) -> str:
+    """The name of a result's only model, '' where it is not said."""
+    return " ".join(labels(data.expand_dims("model") if not data["label"].dims else data)) if "label" in data.coords else ""
+
+
+def _titles(axes: np.ndarray, names: Sequence[str], *, room: int = 15) -> None:
+    """Names over the columns, smaller where one is wider than the `room` letters of its column."""
+    size = min(_small(wrap(name), room=room) for name in names)
+    for ax, name in zip(axes, names, strict=True):
+        ax.set_title(wrap(name), fontsize=size)
+
+
+def _names(axes: np.ndarray, names: Sequence[str]) -> None:
+    """Names to the left of the rows, beside the photograph, smaller where one is wider than the room there."""
+    size = min(_small(name, room=16) for name in names)
+    for ax, name in zip(axes[:, 0], names, strict=True):
+        ax.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=5, fontsize=size)
+
+
+def _small(name: str, *, room: int) -> float:
+    return min(8.0, 8.0 * room / max(len(line) for line in name.split("\n")))
+
+
+def _covering() -> Colormap:
+    """The maps' colours as they look over a medium grey."""
+    seen = mpl.colormaps[SEQUENTIAL](np.linspace(0, 1, 256))
+    seen[:, :3] = COVER * seen[:, :3] + (1 - COVER) * (0.35 + 0.65 * 0.5)
+    return ListedColormap(seen)
+
+
+def _bar(fig: Figure, axes: np.ndarray, cmap: Colormap, limit: float, text: str) -> None:
+    """One horizontal scale from 0 under the grid, as wide as its panels, 2 inches at least."""
+    width, height = fig.get_size_inches()
+    left, right = axes[-1, 0].get_position().x0, axes[-1, -1].get_position().x1
+    at: Any = fig.add_axes((left, -0.22 / height, max(right - left, 2 / width), 0.1 / height))
+    fig.colorbar(ScalarMappable(Normalize(0, limit), cmap), cax=at, orientation="horizontal", extend="max")
+    at.set_xlabel(text, fontsize=7)
+
+
+def _note(fig: Figure, below: float, lines: Sequence[str], *, left: float = 0.0) -> None:
+    """Small print `below` inches under the grid, as wide as the figure."""
+    width, height = fig.get_size_inches()
+    wrapped = [part for line in lines for part in textwrap.wrap(line, int(width / 0.056), subsequent_indent="   ")]
+    fig.text(left, -below / height, "\n".join(wrapped), va="top", fontsize=6.5, linespacing=1.3)
+
+
+def _legend(fig: Figure, axes: np.ndarray, first: Sequence[str], *, columns: int = 4) -> float:
+    """One legend of all panels from their left edge on, `first` in their order; returns the inches under the figure it takes."""
+    known = {name: handle for ax in axes for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    found = {name: known[name] for name in dict.fromkeys((*first, *known)) if name in known}
+    height = fig.get_size_inches()[1]
+    box, at = axes[0].get_position(), 0.42 - axes[0].get_position().y0 * height
+    corner = (box.x0, -at / height)
+    fig.legend(found.values(), found.keys(), loc="upper left", bbox_to_anchor=corner, ncols=columns, frameon=False, fontsize=7)
+    return at + 0.16 + 0.145 * -(-len(found) // columns)
+
+
+def faithfulness(result: Result) -> Figure:
+    """How far each method's map can be trusted: for each measure methods × models, with intervals, and the curves behind them.
+
+    Colour: in each column from the worst to the best mean, so that methods are compared on one model; models are not comparable
+    by these measures. Below, where the result has them, the words of the verdict, and the mean probability of the class as pixels
+    are taken out and put in, one line per method.
+    """
+    data, order = result.data, rows(result.data)
+    names = [m for m in result.measures if set(data[m].dims) == {"model", "method"}]
+    curves = [name for name in CURVES if name in data]
+    wide, high = max(0.7 * len(order), 3.0), 0.31 * data.sizes["method"]
+    down = -(-len(names) // 2) + ("trusted" in data)
+    width, height = 2 * wide + 0.3, down * (high + 0.72) + 1.5 * len(curves)
+    with look():
+        fig = Drawing(figsize=(width, height))
+
+        def block(row: int, left: float, across: float) -> Axes:
+            y = height - (row + 1) * (high + 0.72) + 0.2
+            return fig.add_axes((left / width, y / height, across / width, high / height))
+
+        for k, name in enumerate(names):
+            ax = block(k // 2, k % 2 * (wide + 0.3), wide)
+            _frame(ax, data, order, name, named=k % 2 == 0)
+            _values(ax, data, order, name)
+        if "trusted" in data:
+            ax = block(down - 1, 0, width)
+            _frame(ax, data, order, "trusted", named=True)
+            _verdicts(ax, data, order)
+        if curves:
+            _curves(fig, data, order, curves, bottom=down * (high + 0.72))
+        counts = sorted({int(data[name].attrs["n"]) for name in names})
+        note = (
+            f"n = {', '.join(map(str, counts))} images, mean and 95 % bootstrap interval. Colour: from the worst (dark) to the "
+            "best (light) mean of each column: methods are compared on one model, not models with each other."
+        )
+        fewer = [name for name in names if f"{name}_n" in data and (data[f"{name}_n"] < data[name].attrs["n"]).any()]
+        notes = [
+            f"{_title(data, name)}: of some methods the mean of fewer images, of those where it is defined" for name in fewer
+        ]
+        _note(fig, 0.55 + 0.16 * -(-data.sizes["method"] // 5) if curves else 0.0, [note, *notes])
+    return fig
+
+
+CURVES = {"curve_deletion": "pixels taken out,\nmost relevant first", "curve_insertion": "pixels put in,\nmost relevant first"}
+
+
+def _frame(ax: Axes, data: xr.Dataset, order: list[int], name: str, *, named: bool) -> None:
+    """The title of a block and the names of its rows and columns."""
+    unit, better = data[name].attrs.get("unit", ""), data[name].attrs.get("better", "none")
+    title = f"{_title(data, name)}{f' ({unit})' if unit else ''} {BETTER[better]}"
+    room = int(ax.bbox.width / ax.figure.dpi / 0.08)
+    ax.set_title(title, weight="bold", fontsize=min(7.5, _small(title, room=room)))
+    ax.set(xlim=(0, len(order)), ylim=(data.sizes["method"], 0))
+    size = min(_small(wrap(labels(data)[m]), room=9) for m in order)
+    ax.xaxis.tick_top()
+    ax.set_xticks(np.arange(len(order)) + 0.5, [wrap(labels(data)[m]) for m in order], fontsize=min(6.5, size))
+    methods = [wrap(str(method)) for method in data["method"].values] if named else [""] * data.sizes["method"]
+    ax.set_yticks(np.arange(data.sizes["method"]) + 0.5, methods, fontsize=7)
+    ax.tick_params(length=0, pad=2)
+    for side in ax.spines.values():
+        side.set_visible(False)
+
+
+def _title(data: xr.Dataset, name: str) -> str:
+    return str(data[name].attrs.get("long_name", "")) or {"trusted": "verdict"}.get(name, name.replace("_", " "))
+
+
+BETTER = {"higher": "↑ higher is better", "lower": "↓ lower is better", "none": ""}
+
+
+def _values(ax: Axes, data: xr.Dataset, order: list[int], name: str) -> None:
+    v, low, high = (data[name + end].transpose("method", "model").values[:, order] for end in ("", "_low", "_high"))
+    shades = np.stack([_shades(column, lower=data[name].attrs["better"] == "lower") for column in v.T], 1)
+    extent = (0, len(order), len(v), 0)
+    ax.imshow(shades, cmap=NEUTRAL, vmin=0, vmax=1, extent=extent, aspect="auto", interpolation="nearest")
+    for r, c in np.ndindex(v.shape):
+        if np.isnan(v[r, c]):
+            ax.text(c + 0.5, r + 0.5, "–", ha="center", va="center")
+            continue
+        ink = "white" if shades[r, c] < 0.47 else "black"
+        ax.text(c + 0.5, r + 0.36, f"{v[r, c]:.3f}", ha="center", va="center", color=ink, weight="bold", fontsize=6.5)
+        ends = f"[{low[r, c]:.3f}, {high[r, c]:.3f}]"
+        ax.text(c + 0.5, r + 0.74, ends, ha="center", va="center", color=ink, fontsize=5.2)
+
+
+def _shades(column: np.ndarray, *, lower: bool) -> np.ndarray:
+    """A column on [0, 1], 1 the best; 0.5 where all are equal, NaN stays."""
+    known = column[np.isfinite(column)]
+    if not known.size or np.ptp(known) == 0:
+        return np.where(np.isnan(column), np.nan, 0.5)
+    shade = (column - known.min()) / np.ptp(known)
+    return 1 - shade if lower else shade
+
+
+def _verdicts(ax: Axes, data: xr.Dataset, order: list[int]) -> None:
+    words = data["trusted"].transpose("method", "model").values[:, order]
+    letters = int(ax.bbox.width / ax.figure.dpi / len(order) / 0.051)
+    lines = [[textwrap.wrap(str(word), letters) for word in row] for row in words]
+    size = min(6.0, 18 / max(1, *(len(cell) for row in lines for cell in row)))
+    for r, c in np.ndindex(words.shape):
+        ax.text(c + 0.5, r + 0.5, "\n".join(lines[r][c]), ha="center", va="center", fontsize=size, linespacing=1.1)
+    ax.hlines(np.arange(len(words) + 1), 0, len(order), color="0.85", lw=0.6)
+
+
+def _curves(fig: Figure, data: xr.Dataset, order: list[int], names: list[str], *, bottom: float) -> None:
+    """Deletion above insertion, a column per model, all on [0, 1]; one legend of the methods under them."""
+    height = fig.get_size_inches()[1]
+    place = GridSpec(len(names), len(order), fig, left=0, right=1, bottom=0, top=1 - (bottom + 0.25) / height, hspace=0.12)
+    axes = place.subplots(sharex=True, sharey=True, squeeze=False)
+    methods = [str(method) for method in data["method"].values]
+    for line, name in zip(axes, names, strict=True):
+        curves = data[name].transpose("model", "method", "share").values
+        for ax, m in zip(line, order, strict=True):
+            for k, method in enumerate(methods):
+                style = {"color": LINES[k % len(LINES)], "ls": ("-", "--", ":")[k // len(LINES) % 3]}
+                ax.plot(data["share"].values, curves[m, k], lw=1, label=method, **style)
+            ax.grid(alpha=0.25)
+        line[0].set_ylabel(CURVES[name], fontsize=7)
+    axes[0, 0].set(xlim=(0, 1), ylim=(0, 1.02))
+    axes[0, 0].set_xticks((0, 0.5, 1), ("0", "½", "1"))
+    axes[0, 0].set_yticks((0, 0.5, 1), ("0", "½", "1"))
+    _titles(axes[0], [labels(data)[m] for m in order])
+    fig.text(0.5, -0.3 / height, "share of the pixels changed; ordinate: mean probability of the class", ha="center", va="top")
+    handles, columns = axes[0, 0].get_lines(), min(5, len(methods))
+    at = (0.5, -0.42 / height)
+    fig.legend(handles, methods, loc="upper center", bbox_to_anchor=at, ncols=columns, frameon=False, fontsize=7)
+
+
+LINES = (*PALETTE[:6], PALETTE[7])  # its yellow is too pale for a thin line

@@ -1,0 +1,334 @@
+"""A page on which pointing at a patch shows what it attends to, in every model at once; it needs no network and no other file.
+
+The weights travel as bytes: 255 is the largest weight of a query's row, whose size (× uniform) stands beside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import xarray as xr
+
+from interp.errors import InputError
+from interp.plots.attention import COVER, upper
+from interp.plots.images import SEQUENTIAL, name_of
+from interp.plots.style import labels, rows
+from interp.result import Result
+
+
+def page(result: Result) -> str:
+    """HTML with one panel per model for a result of kind 'attention_queries'.
+
+    Point, touch or use the arrow keys to move the query; click, or Enter, pins it. A link may end in
+    #image=0&hover=y,x&limit=4: the image's place, a pinned query in its pixels, the upper end of the scale. Models whose rows
+    are all alike (a class token) are said to be so. Raises InputError for another kind of result.
+    """
+    if result.kind != "attention_queries":
+        raise InputError(f"the page needs a result of kind 'attention_queries'; found {result.kind!r}")
+    data = result.data
+    order = rows(data)
+    colours = (mpl.colormaps[SEQUENTIAL](np.arange(256))[:, :3] * 255).round().astype(np.uint8)
+    largest = max(float(np.nan_to_num(data["peak"].values).max()), 2.0)
+    content = {
+        "height": data.sizes["y"],
+        "width": data.sizes["x"],
+        "cover": COVER,
+        "colours": _text(colours),
+        "limit": upper(_relative(data)),
+        "most": float(np.ceil(largest)),
+        "images": [_image(data, i) for i in range(data.sizes["image"])],
+        "models": [_model(data, m) for m in order],
+    }
+    written = json.dumps(content).replace("<", "\\u003c")  # no name can end the script
+    parts = {"TITLE": html.escape(result.title), "CONTENT": written, "SCRIPT": SCRIPT}
+    return re.sub("TITLE|CONTENT|SCRIPT", lambda found: parts[found[0]], PAGE)
+
+
+def write(result: Result, path: Path | str) -> Path:
+    """Write the page to `path`, through a temporary name, and return it."""
+    path, text = Path(path), page(result)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".part-") as folder:
+        (Path(folder) / path.name).write_text(text, encoding="utf-8")
+        return (Path(folder) / path.name).replace(path)
+
+
+def _size(data: xr.Dataset, m: int) -> tuple[int, int]:
+    down, across = (int(v) for v in data["size"].values[m])
+    return down, across
+
+
+def _relative(data: xr.Dataset) -> np.ndarray:
+    """Weights × keys of all models, without what pads their grids."""
+    parts = [np.zeros(0)]
+    for m in range(data.sizes["model"]):
+        n = int(np.prod(_size(data, m)))
+        parts.append((data["rows"].values[m, :, :n, :n] / 255 * data["peak"].values[m, :, :n, None]).ravel())
+    return np.concatenate(parts)
+
+
+def _image(data: xr.Dataset, i: int) -> dict[str, Any]:
+    pixels = (data["original"].values[i].clip(0, 1) * 255).round().astype(np.uint8)
+    truth = name_of(data, int(data["truth"].values[i]))
+    return {"id": str(data["image"].values[i]), "truth": "" if truth == "?" else truth, "pixels": _text(pixels)}
+
+
+def _model(data: xr.Dataset, m: int) -> dict[str, Any]:
+    """A model's grid and for each image its rows and their peaks; one row where all are alike."""
+    n = int(np.prod(_size(data, m)))
+    weights, peaks = data["rows"].values[m, :, :n, :n], np.nan_to_num(data["peak"].values[m, :, :n])
+    alike = n > 0 and bool((weights == weights[:, :1]).all() and np.allclose(peaks, peaks[:, :1], rtol=1e-3))
+    kept = slice(0, 1) if alike else slice(None)
+    return {
+        "label": labels(data)[m],
+        "own": str(data["own"].values[m]),
+        "size": _size(data, m),
+        "alike": alike,
+        "rows": [_text(w[kept].astype(np.uint8)) for w in weights],
+        "peaks": [[float(f"{v:.4g}") for v in p[kept]] for p in peaks],
+    }
+
+
+def _text(values: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
+
+
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'">
+<title>TITLE</title>
+<style>
+  :root { --ink: #1c2126; --soft: #5b6670; --line: #dfe4e8; --accent: #0072b2; }
+  body { font: 15px/1.45 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: var(--ink); max-width: 74rem; margin: 0 auto;
+    padding: 1rem 1.25rem 3rem; }
+  h1 { font-size: 1.4rem; margin: 0 0 .25rem; } p { margin: .25rem 0 .75rem; color: var(--soft); }
+  #controls { display: flex; flex-wrap: wrap; gap: .5rem 2rem; align-items: center; margin: .5rem 0 1rem; padding: .6rem 0;
+    border: solid var(--line); border-width: 1px 0; }
+  #controls label { display: flex; gap: .5rem; align-items: center; } select, input { font: inherit; max-width: 22rem; }
+  #legend { display: grid; grid-template-columns: 240px; font-size: .8rem; } #legend div { display: flex;
+    justify-content: space-between; } #legend canvas { width: 240px; height: 12px; }
+  #panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 1.25rem 1rem; }
+  .panel h2 { font-size: .95rem; margin: 0 0 .3rem; overflow-wrap: anywhere; }
+  .panel canvas { width: 240px; max-width: 100%; display: block; cursor: crosshair; touch-action: none; }
+  .panel canvas:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
+  .panel div { font-size: .78rem; white-space: pre-line; min-height: 4.4em; margin-top: .3rem; overflow-wrap: anywhere;
+    font-variant-numeric: tabular-nums; } .panel small { color: var(--soft); display: block; font-size: .75rem; }
+</style>
+</head>
+<body>
+<h1>TITLE</h1>
+<p>Point at a patch (or touch it, or move with the arrow keys): every panel shows what that patch attends to. Click, or Enter,
+pins it; then pointing reads the weight of other patches. Escape lets go. Weights are multiples (×) of uniform attention.</p>
+<div id="controls">
+  <label>image <select id="image"></select></label>
+  <label>upper end of the scale <input id="limit" type="range" min="1" step="0.5"> <output id="shown"></output></label>
+  <div id="legend"><canvas width="240" height="12"></canvas>
+    <div><span>0</span><span id="middle"></span><span id="end"></span></div>
+    <span>× uniform; one scale for all panels</span></div>
+</div>
+<div id="panels"></div>
+<noscript>This page draws with JavaScript, which is switched off.</noscript>
+<script type="application/json" id="content">CONTENT</script>
+<script>SCRIPT</script>
+</body>
+</html>
+"""
+
+SCRIPT = """
+"use strict";
+const $ = id => document.getElementById(id);
+const content = JSON.parse($("content").textContent);
+const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0));
+const colours = bytes(content.colours), {height, width, cover, images, models} = content;
+const SIDE = 480, wide = height > width ? SIDE * width / height : SIDE, high = wide * height / width;
+let image = 0, query = null, pinned = false, pointer = null, limit = content.limit, used = null;
+
+function canvasOf(w, h) { const c = document.createElement("canvas"); c.width = w; c.height = h; return c; }
+
+function photograph(pixels, grey) {
+  const c = canvasOf(width, height), context = c.getContext("2d"), data = context.createImageData(width, height);
+  for (let p = 0; p < width * height; p++) {
+    const rgb = pixels.subarray(3 * p, 3 * p + 3), mean = 255 * .35 + .65 * (rgb[0] + rgb[1] + rgb[2]) / 3;
+    for (let k = 0; k < 3; k++) data.data[4 * p + k] = grey ? mean : rgb[k];
+    data.data[4 * p + 3] = 255;
+  }
+  context.putImageData(data, 0, 0);
+  return c;
+}
+
+for (const i of images) {
+  const pixels = bytes(i.pixels);
+  i.colour = photograph(pixels, false);
+  i.grey = photograph(pixels, true);
+  $("image").append(new Option(i.truth ? i.id + " (" + i.truth + ")" : i.id));
+}
+for (const m of models) m.rows = m.rows.map(bytes);
+
+// places are shares (y, x) of the image, so that every grid finds its own patch
+const patch = (m, at) => at.map((v, k) => Math.min(m.size[k] - 1, Math.floor(v * m.size[k])));
+const named = p => "row " + (p[0] + 1) + ", column " + (p[1] + 1);
+const times = v => v.toFixed(2) + "×";
+
+function reading(m) {
+  const n = m.size[0] * m.size[1];
+  if (!n || !(query || m.alike)) return null;
+  const at = query && patch(m, query), q = m.alike ? 0 : at[0] * m.size[1] + at[1];
+  const row = m.rows[image].subarray(q * n, q * n + n), peak = m.peaks[image][q];
+  return {at, row, value: k => row[k] / 255 * peak, key: p => row[p[0] * m.size[1] + p[1]] / 255 * peak};
+}
+
+function frame(context, m, p, ink) {
+  const h = high / m.size[0], w = wide / m.size[1];
+  for (const [colour, line] of [["black", 7], [ink, 3]]) {
+    context.strokeStyle = colour; context.lineWidth = line;
+    context.strokeRect(p[1] * w + 2, p[0] * h + 2, w - 4, h - 4);
+  }
+}
+
+function draw(panel) {
+  const context = panel.canvas.getContext("2d"), m = panel.model, read = m && reading(m);
+  context.imageSmoothingEnabled = false;
+  context.drawImage(read ? images[image].grey : images[image].colour, 0, 0, wide, high);
+  if (!m) {
+    if (query) ring(context);
+    panel.text.textContent = query ? "query at y " + Math.floor(query[0] * height) + ", x " + Math.floor(query[1] * width) +
+      " of " + height + " × " + width + " pixels" + (pinned ? " (pinned)" : "") : "";
+    return;
+  }
+  if (!m.size[0]) { panel.text.textContent = "not read"; return; }
+  if (!read) { panel.text.textContent = m.size[0] + " × " + m.size[1] + " patches"; return; }
+  const [rows, columns] = m.size, h = high / rows, w = wide / columns, lines = [];
+  context.globalAlpha = cover;
+  let top = 0;
+  read.row.forEach((v, k) => {
+    if (v > read.row[top]) top = k;
+    const c = 3 * Math.round(255 * Math.min(1, read.value(k) / limit)), y = Math.floor(k / columns), x = k % columns;
+    context.fillStyle = "rgb(" + colours[c] + "," + colours[c + 1] + "," + colours[c + 2] + ")";
+    const left = Math.round(x * w), up = Math.round(y * h);
+    context.fillRect(left, up, Math.round((x + 1) * w) - left, Math.round((y + 1) * h) - up);
+  });
+  context.globalAlpha = 1;
+  if (m.alike) lines.push("one map, the same from every patch");
+  else lines.push(named(read.at) + " of " + rows + " × " + columns + ": itself " + times(read.key(read.at)));
+  lines.push("most: " + times(read.value(top)) + " at " + named([Math.floor(top / columns), top % columns]));
+  const other = pointer || (m.alike ? query : null);
+  if (other) lines.push("pointer: " + times(read.key(patch(m, other))) + " at " + named(patch(m, other)));
+  if (pinned && pointer) frame(context, m, patch(m, pointer), "#56b4e9");
+  if (query && !m.alike) frame(context, m, read.at, "white");
+  panel.text.textContent = lines.join("\\n");
+}
+
+function ring(context) {
+  for (const [colour, line] of [["black", 8], ["white", 4]]) {
+    context.strokeStyle = colour; context.lineWidth = line;
+    context.beginPath(); context.arc(query[1] * wide, query[0] * high, 14, 0, 7); context.stroke();
+  }
+}
+
+function show() {
+  panels.forEach(draw);
+  $("image").selectedIndex = image;
+  $("limit").value = limit;
+  $("shown").textContent = $("end").textContent = "≥ " + limit;
+  $("middle").textContent = limit / 2;
+}
+
+function remember() {
+  const at = pinned ? "&hover=" + Math.floor(query[0] * height) + "," + Math.floor(query[1] * width) : "";
+  try { history.replaceState(null, "", "#image=" + image + at + "&limit=" + limit); } catch { /* a page may be kept from it */ }
+}
+
+function recall() {
+  const said = new URLSearchParams(location.hash.slice(1)), number = (name, low, high, otherwise) => {
+    const v = said.has(name) ? Number(said.get(name)) : NaN;
+    return Number.isFinite(v) ? Math.min(high, Math.max(low, v)) : otherwise;
+  };
+  image = Math.floor(number("image", 0, images.length - 1, image));
+  limit = number("limit", 1, Number($("limit").max), limit);
+  const at = (said.get("hover") || "").split(",").map(Number);
+  if (at.length === 2 && at.every(Number.isFinite)) {
+    query = [[at[0], height], [at[1], width]].map(([v, n]) => (Math.min(n - 1, Math.max(0, Math.floor(v))) + .5) / n);
+    pinned = true;
+  }
+  show();
+}
+
+function place(event) {
+  const box = event.currentTarget.getBoundingClientRect();
+  const at = [(event.clientY - box.top) / box.height, (event.clientX - box.left) / box.width];
+  return at.map(v => Math.min(.9999, Math.max(0, v)));
+}
+
+function pin(at, panel) {
+  const m = panel.model && panel.model.size[0] ? panel.model : finest;
+  const same = pinned && query && (!m || String(patch(m, query)) === String(patch(m, at)));
+  query = at; pinned = !same; pointer = null;
+  show(); remember();
+}
+
+function point(event, panel) {
+  used = panel;
+  if (pinned) pointer = place(event); else query = place(event);
+  show();
+}
+
+function add(title, under, model) {
+  const panel = {model, canvas: canvasOf(Math.round(wide), Math.round(high)), text: document.createElement("div")};
+  const box = document.createElement("div"), head = document.createElement("h2"), small = document.createElement("small");
+  box.className = "panel"; head.textContent = title; small.textContent = under;
+  panel.canvas.tabIndex = 0;
+  panel.canvas.setAttribute("role", "img");
+  panel.canvas.setAttribute("aria-label", title);
+  panel.canvas.addEventListener("pointermove", event => point(event, panel));
+  panel.canvas.addEventListener("pointerleave", () => { pointer = null; show(); });
+  panel.canvas.addEventListener("click", event => pin(place(event), panel));
+  panel.canvas.addEventListener("focus", () => { used = panel; });
+  box.append(head, panel.canvas, panel.text, small);
+  $("panels").append(box);
+  return panel;
+}
+
+const finest = models.reduce((a, b) => !a || b.size[0] * b.size[1] > a.size[0] * a.size[1] ? b : a, null);
+const panels = [add("image", "", null), ...models.map(m => add(m.label, m.own, m))];
+
+const ARROWS = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]};
+document.addEventListener("keydown", event => {
+  if (["SELECT", "INPUT"].includes(event.target.tagName) || event.ctrlKey || event.metaKey || event.altKey) return;
+  const m = used && used.model && used.model.size[0] ? used.model : finest, way = ARROWS[event.key];
+  if (way && m && m.size[0]) {
+    const from = query ? patch(m, query).map((v, k) => v + way[k]) : m.size.map(v => v >> 1);
+    query = from.map((v, k) => (Math.min(m.size[k] - 1, Math.max(0, v)) + .5) / m.size[k]);
+    pointer = null;
+    if (pinned) remember();
+  } else if ((event.key === "Enter" || event.key === " ") && query) { pinned = !pinned; remember(); }
+  else if (event.key === "Escape") { pinned = false; pointer = query = null; remember(); }
+  else return;
+  event.preventDefault();
+  show();
+});
+$("image").addEventListener("change", () => { image = $("image").selectedIndex; show(); remember(); });
+$("limit").max = Math.max(content.most, limit);
+$("limit").addEventListener("input", () => { limit = Number($("limit").value); show(); });
+$("limit").addEventListener("change", remember);
+window.addEventListener("hashchange", recall);
+
+const scale = document.querySelector("#legend canvas").getContext("2d");
+const grey = Math.round(255 * (.35 + .65 / 2));
+for (let x = 0; x < 240; x++) {
+  const c = 3 * Math.round(255 * x / 239), mix = k => Math.round(cover * colours[c + k] + (1 - cover) * grey);
+  scale.fillStyle = "rgb(" + mix(0) + "," + mix(1) + "," + mix(2) + ")";
+  scale.fillRect(x, 0, 1, 12);
+}
+recall();
+"""
