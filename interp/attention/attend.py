@@ -33,9 +33,7 @@ class Attend:
     def __post_init__(self) -> None:
         unknown = [name for name in self.methods if name not in METHODS]
         if unknown or not self.methods or len(set(self.methods)) < len(self.methods):
-            raise InputError(
-                f"methods are {', '.join(self.methods) or 'none'}; expected some, each once, of {', '.join(METHODS)}"
-            )
+            raise InputError(f"methods are {', '.join(self.methods) or 'none'}; expected one or more of {', '.join(METHODS)}")
 
 
 def attend(models: Sequence[Model], batch: Batch, params: Attend = Attend()) -> Result:

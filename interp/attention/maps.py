@@ -19,9 +19,9 @@ def grouped(weights: Tensor, geometry: Geometry) -> Tensor:
     keys = geometry.prefix + geometry.places.shape[1]
     if weights.ndim != 4 or weights.shape[-1] != keys or len(weights) % geometry.groups or weights.shape[-2] not in (1, keys):
         raise InputError(
-            f"attention weights have shape {tuple(weights.shape)}; expected (n·{geometry.groups}, heads, 1 or {keys}, {keys}) for "
-            f"a grid of {geometry.size} with {geometry.prefix} prefix tokens. Cross-covariance (channel) weights have no place in "
-            "the image: see channel_readout"
+            f"attention weights have shape {tuple(weights.shape)}; expected (n·{geometry.groups}, heads, 1 or {keys}, {keys}) "
+            f"for a grid of {geometry.size} with {geometry.prefix} prefix tokens. Cross-covariance (channel) weights have no "
+            "place in the image: see channel_readout"
         )
     return weights.unflatten(0, (-1, geometry.groups))
 

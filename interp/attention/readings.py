@@ -64,10 +64,7 @@ def head_maps(layer: Captured, *, query: Query | None = None, image: tuple[int, 
     query: a pixel of an image of the given size. Raises InputError for channel attention, which has no place in the image.
     """
     if layer.geometry is None or layer.kind == "channel":
-        raise InputError(
-            f"layer {layer.name} is {layer.kind} attention and cannot be drawn on the image; choose another layer, or see its "
-            "matrices with --heads"
-        )
+        raise InputError(f"layer {layer.name} is {layer.kind} attention and cannot be drawn on the image; choose another layer")
     if query is not None:
         y, x = layer.geometry.at(*query, image)
         return query_map(layer.weights, layer.geometry, y=y, x=x), f"attention of position ({y}, {x}) of {layer.geometry.size}"

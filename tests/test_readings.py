@@ -1,0 +1,146 @@
+"""Identities of roll-out, gradient × attention and the numbers of attention; every method on every tiny family."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from interp.attention.attend import Attend, attend
+from interp.attention.capture import Captured, capture
+from interp.attention.geometry import Geometry, of_patches, of_pixels, of_windows
+from interp.attention.readings import METHODS, How, read
+from interp.attention.rollout import gradient_weighted, last_stage, relevance, rollout
+from interp.attention.statistics import distance, divergence, diversity, entropy, focus
+from interp.models.model import Model
+from interp.types import Batch, InputError
+
+GRID = of_patches((3, 4))
+
+
+def layer(weights: Tensor, geometry: Geometry = GRID, kind: str = "self") -> Captured:
+    values = torch.zeros(*weights.shape[:2], weights.shape[-1], 2)
+    return Captured("layer", kind, 0, weights, values, weights @ values, geometry)  # type: ignore[arg-type]
+
+
+def random_weights(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).mul(2).softmax(-1)
+
+
+def test_rollout_of_one_layer_is_its_weights_and_of_the_residual_alone_the_identity() -> None:
+    one, two = (layer(random_weights(2, 3, 12, 12, seed=s)) for s in range(2))
+    assert torch.allclose(rollout([one], residual=0), one.weights.mean(1), atol=1e-6)
+    assert torch.allclose(rollout([one, two], residual=1), torch.eye(12).expand(2, 12, 12), atol=1e-6)
+    half = [0.5 * c.weights.mean(1) + 0.5 * torch.eye(12) for c in (one, two)]
+    flow = rollout([one, two])
+    assert torch.allclose(flow, half[1] @ half[0], atol=1e-6)  # the later layer on the left
+    assert torch.allclose(flow.sum(-1), torch.ones(2, 12), atol=1e-5)
+
+
+def test_class_attention_moves_only_the_class_token() -> None:
+    geometry = GRID.with_prefix(13, class_token=True)
+    one = layer(random_weights(2, 3, 1, 13), geometry, "class")
+    flow = rollout([one])
+    assert torch.allclose(flow[:, 1:, 1:], torch.eye(12).expand(2, 12, 12))
+    assert torch.allclose(flow[:, 0, 1:], 0.5 * one.weights.mean(1)[:, 0, 1:], atol=1e-6)
+
+
+def test_relevance_of_two_layers_is_the_product_rule() -> None:
+    one, two = (layer(random_weights(1, 1, 12, 12, seed=s)) for s in range(2))
+    a, b = one.weights[:, 0], two.weights[:, 0]
+    eye = torch.eye(12)
+    assert torch.allclose(relevance([one, two], [a, b]), (eye + b) @ (eye + a) - eye, atol=1e-6)
+
+
+def test_gradient_of_the_weights_is_that_of_an_explicit_product() -> None:
+    weights = random_weights(2, 3, 12, 12).requires_grad_(True)
+    values = torch.randn(2, 3, 12, 5, generator=torch.Generator().manual_seed(3))
+    output = weights @ values
+    score = (output**2).sum()
+    (direct,) = torch.autograd.grad(score, weights, retain_graph=True)
+    found = gradient_weighted([Captured("l", "self", 0, weights.detach(), values, output, GRID)], score)[0]
+    assert torch.allclose(found, (direct * weights).clamp_min(0).mean(1).detach(), atol=1e-5)
+
+
+@pytest.mark.parametrize("geometry", [GRID, of_pixels((4, 6), (2, 2)), of_windows((5, 4), (3, 3), (1, 1))])
+def test_distance_of_attention_to_itself_is_zero_and_uniform_is_the_mean_of_all_pairs(geometry: Geometry) -> None:
+    tokens = geometry.places.shape[1]
+    itself = torch.eye(tokens).expand(geometry.groups, 2, -1, -1)
+    assert torch.allclose(distance(itself, geometry, (32, 32)), torch.zeros(1, 2))
+    real = geometry.places >= 0
+    uniform = (real[:, None, None] / real.sum(1)[:, None, None, None]).expand(-1, 2, tokens, -1)
+    reaches = []
+    for group in geometry.places:
+        at = [(int(p) // geometry.size[1], int(p) % geometry.size[1]) for p in group if p >= 0]
+        pixel = 32 / geometry.size[0], 32 / geometry.size[1]
+        for y, x in at:
+            apart = [math.hypot((y - v) * pixel[0], (x - u) * pixel[1]) for v, u in at]
+            reaches.append(sum(apart) / len(apart))
+    assert torch.allclose(distance(uniform, geometry, (32, 32)), torch.full((1, 2), sum(reaches) / len(reaches)), atol=1e-4)
+
+
+def test_entropy_diversity_and_divergence_at_their_ends() -> None:
+    uniform, sharp = torch.full((1, 2, 4, 4), 0.25), torch.eye(4).expand(1, 2, 4, 4)
+    assert torch.allclose(entropy(uniform), torch.ones(1, 2)) and torch.allclose(entropy(sharp), torch.zeros(1, 2))
+    other = torch.eye(4).roll(1, 0).expand(1, 2, 4, 4)
+    assert torch.allclose(divergence(sharp, other), torch.ones(1, 2)) and torch.allclose(
+        divergence(sharp, sharp), torch.zeros(1, 2)
+    )
+    apart = torch.stack([sharp[0, 0], other[0, 0]])[None]
+    assert torch.allclose(diversity(apart), torch.ones(1)) and torch.allclose(diversity(sharp), torch.zeros(1))
+    assert diversity(sharp[:, :1]).isnan().all()
+    with pytest.raises(InputError, match="the same layer twice"):
+        divergence(sharp, sharp[:, :1])
+
+
+def test_focus_of_a_uniform_map_is_the_share_of_the_area() -> None:
+    mask = torch.zeros(1, 4, 4, dtype=torch.bool)
+    mask[:, :2, :3] = True
+    assert focus(torch.ones(1, 4, 4), mask).item() == pytest.approx(6 / 16)
+    assert focus(mask.float(), mask).item() == 1
+    with pytest.raises(InputError, match="not empty"):
+        focus(torch.ones(1, 4, 4), ~mask & mask)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_reads_each_image_on_its_own_or_says_why_not(method: str, tiny_models: list[Model], samples: Batch) -> None:
+    x = samples.images[:3]
+    for model in tiny_models:
+        if model.family == "resnet" and method in ("raw", "weighted", "rollout", "chefer"):
+            with pytest.raises(InputError, match="no attention module"):
+                read(model, x, method=method)
+            continue
+        reading = read(model, x, method=method)
+        assert reading.maps.min() >= 0 and len(reading.maps) == 3 and reading.how
+        alone = torch.cat([read(model, one[None], method=method).maps for one in x])
+        assert torch.allclose(alone, reading.maps, atol=1e-5 * float(reading.maps.max()) + 1e-9)
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_query_asks_for_its_own_row(tiny_models: list[Model], samples: Batch) -> None:
+    mobilevit = next(m for m in tiny_models if m.family == "mobilevit")
+    x = samples.images[:2]
+    with torch.no_grad(), capture(mobilevit) as recorder:
+        mobilevit(x)
+    assert {c.stage for c in last_stage(recorder.layers)} == {recorder.layers[-1].stage}
+    one, other = (read(mobilevit, x, method="raw", how=How(query=q)) for q in ((0, 0), (0, 31)))
+    assert torch.allclose(one.maps.sum((1, 2)), torch.ones(2), atol=1e-5)
+    assert not torch.equal(one.maps, other.maps) and "position (0, 0)" in one.how
+    with pytest.raises(InputError, match="outside the image"):
+        read(mobilevit, x, method="raw", how=How(query=(0, 32)))
+
+
+def test_attend_marks_what_was_not_read_and_refuses_when_nothing_was(tiny_models: list[Model], samples: Batch) -> None:
+    few = samples[:2]
+    result = attend(tiny_models, few, Attend(("raw", "gradcam")))
+    data = result.data
+    resnet = [m.family for m in tiny_models].index("resnet")
+    assert bool(data["map"][resnet, 0].isnull().all()) and str(data["how"].values[resnet, 0]).startswith("not read: ")
+    means = data["map"].mean(("y", "x"))
+    assert bool((abs(means - 1) < 1e-3)[:, 1].all())
+    with pytest.raises(InputError, match="no method could read"):
+        attend([tiny_models[resnet]], few, Attend(("raw",)))
+    with pytest.raises(InputError, match="expected one or more of auto, raw"):
+        Attend(("row",))
