@@ -169,6 +169,18 @@ def remember(folder: Path, kind: str, analysis: Callable[..., Result], models: A
     return result
 
 
+@dataclass(frozen=True)
+class Measure:
+    """A row of the table of measures: what it is called, how it is computed, whence it comes, which way is better."""
+
+    name: str
+    title: str
+    formula: str
+    source: str
+    unit: str
+    better: str
+
+
 def measure(
     dims: tuple[str, ...], values: np.ndarray, *, unit: str, better: str, n: int, long_name: str = ""
 ) -> tuple[tuple[str, ...], np.ndarray, dict[str, Any]]:

@@ -25,23 +25,11 @@ from interp.gradients.sources import Block, over_steps
 from interp.gradients.spectrum import centroid, radial
 from interp.models.load import check_labels
 from interp.models.model import Model, judges_of, model_coords
-from interp.result import Result, with_interval
+from interp.result import Measure, Result, with_interval
 from interp.stats import bootstrap
 from interp.types import Batch, InputError, Labels
 
 CONTROL = "uniform noise (control)"
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A row of the table of measures: what it is called, how it is computed, whence it comes, which way is better."""
-
-    name: str
-    title: str
-    formula: str
-    source: str
-    unit: str
-    better: str
 
 
 MEASURES = (

@@ -23,23 +23,12 @@ from interp.faithfulness.methods import CONTROLS, EDGES, METHODS, RANDOM, Method
 from interp.faithfulness.randomisation import constant, fully_randomised, spearman
 from interp.models.chunks import in_chunks
 from interp.models.model import Model, model_coords
-from interp.result import Result, with_interval
+from interp.result import Measure, Result, with_interval
 from interp.stats import bootstrap
 from interp.types import Batch, Images, InputError, Labels, Maps, pixels
 
 log = logging.getLogger(__name__)
 FEWEST = 6  # images of a verdict: fewer lie all on one side by chance more often than 1 time in 20, and no interval shows it
-
-
-class Measure(NamedTuple):
-    """A row of the table of measures: what it is called, how it is computed, whence it comes, which way is better."""
-
-    name: str
-    title: str
-    formula: str
-    source: str
-    unit: str
-    better: str
 
 
 MEASURES = (
