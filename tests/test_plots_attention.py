@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 import interp
 from interp.errors import InputError
-from interp.plots import attention, figure, hover
+from interp.plots import attention, faithfulness, figure, hover
 from interp.result import Result
 from tests.test_plots_perturbations import assert_apart
 
@@ -400,7 +400,7 @@ def test_shift_maps_lie_over_the_attacked_pictures_a_column_per_eps(photographs:
 
 def test_faithfulness_prints_every_value_and_shades_each_model_by_itself(photographs: xr.Dataset) -> None:
     result = faithful_result(photographs)
-    fig = attention.faithfulness(result)
+    fig = faithfulness.faithfulness(result)
     tables = [ax for ax in fig.axes if ax.images]
     assert len(tables) == len(MEASURES)
     for ax, (name, better) in zip(tables, MEASURES.items(), strict=True):
@@ -421,7 +421,7 @@ def test_faithfulness_prints_every_value_and_shades_each_model_by_itself(photogr
     assert [len(ax.lines) for ax in curves] == [9] * 12
     assert (curves[7].lines[2].get_ydata() == result.data["curve_insertion"].values[1, 2]).all()
     assert len({(line.get_color(), line.get_linestyle()) for line in curves[0].lines}) == 9
-    alone = attention.faithfulness(
+    alone = faithfulness.faithfulness(
         of(result, result.data.isel(model=[0]).drop_vars(["trusted", "curve_deletion", "curve_insertion"]))
     )
     assert len(alone.axes) == len(MEASURES)

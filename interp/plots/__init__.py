@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def figure(result: Result) -> Figure:
     """The default figure of a result's kind."""
     from interp.errors import InputError
-    from interp.plots import ablation, attention, curves, gradients, matrices, perturbations
+    from interp.plots import ablation, attention, curves, faithfulness, gradients, matrices, perturbations
 
     default = {
         "accuracy": curves.accuracies,
@@ -25,7 +25,7 @@ def figure(result: Result) -> Figure:
         "attention_heads": attention.heads,
         "attention_layers": attention.layers,
         "attention_shift": attention.shift,
-        "faithfulness": attention.faithfulness,
+        "faithfulness": faithfulness.faithfulness,
         "compare": matrices.measures,
         "ablation": ablation.runs,
     }

@@ -7,7 +7,6 @@ are those of the panels over a medium grey.
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,10 +23,23 @@ from matplotlib.ticker import MaxNLocator
 from interp.errors import InputError
 from interp.plots.images import SEQUENTIAL, name_of
 from interp.plots.perturbations import short
-from interp.plots.style import PALETTE, Drawing, colours, epsilon, grid, labels, look, row_names, rows, wrap
+from interp.plots.style import (
+    NEUTRAL,
+    Drawing,
+    colours,
+    epsilon,
+    grid,
+    labels,
+    look,
+    note,
+    row_names,
+    rows,
+    small,
+    titles,
+    wrap,
+)
 from interp.result import Result
 
-NEUTRAL = "cividis"
 COVER = 0.72  # how much of a panel is the map's colour; the rest is the photograph's grey, on [0.35, 1]
 SCALE = "attention / its mean over the image; 1 is uniform; one scale for all panels"
 NUMBERS = {
@@ -70,10 +82,10 @@ def _images_by_models(data: xr.Dataset, images: list[int], limit: float) -> Figu
         _ring(line[0], query)
         for ax, m in zip(line[1:], order, strict=True):
             _panel(ax, data["original"].values[i], data["map"].values[m, 0, i], limit, query)
-    _titles(axes[0], ["image", *(labels(data)[m] for m in order)])
+    titles(axes[0], ["image", *(labels(data)[m] for m in order)])
     row_names(axes, [_class(data, i) for i in images])
     _bar(fig, axes[:, 1:], _covering(), limit, SCALE)
-    _note(fig, 0.75, [*_readings(data), *_ringed(query)])
+    note(fig, 0.75, [*_readings(data), *_ringed(query)])
     return fig
 
 
@@ -83,10 +95,10 @@ def _models_by_methods(data: xr.Dataset, i: int, limit: float) -> Figure:
     for m, line in zip(order, axes, strict=True):
         for k, ax in enumerate(line):
             _panel(ax, data["original"].values[i], data["map"].values[m, k, i], limit, query)
-    _titles(axes[0], [str(name) for name in data["method"].values])
+    titles(axes[0], [str(name) for name in data["method"].values])
     _names(axes, [wrap(labels(data)[m]) for m in order])
     _bar(fig, axes, _covering(), limit, SCALE)
-    _note(fig, 0.75, [*_readings(data), *_ringed(query)])
+    note(fig, 0.75, [*_readings(data), *_ringed(query)])
     return fig
 
 
@@ -101,7 +113,7 @@ def heads(result: Result, image: int | str = 0, *, limit: float | None = None) -
             for head, ax in enumerate(line):
                 if np.isfinite(maps[layer, head, i]).any():
                     _panel(ax, data["original"].values[i], maps[layer, head, i], limit)
-        _titles(axes[0], [f"head {head}" for head in range(data.sizes["head"])], room=10)
+        titles(axes[0], [f"head {head}" for head in range(data.sizes["head"])], room=10)
         names = shortened([str(name) for name in data["layer"].values])
         _names(axes, [f"{name}\n{kind}" for name, kind in zip(names, data["kind"].values, strict=True)])
         _bar(fig, axes, _covering(), limit, SCALE)
@@ -126,7 +138,7 @@ def channels(result: Result, image: int | str = 0) -> Figure:
                 shown = _unpadded(weights[layer, head, i])
                 if shown.size:
                     ax.imshow(shown, cmap=NEUTRAL, vmin=0, vmax=limit, interpolation="nearest")
-        _titles(axes[0], [f"head {head}" for head in range(weights.shape[1])], room=12)
+        titles(axes[0], [f"head {head}" for head in range(weights.shape[1])], room=12)
         _names(axes, shortened([str(name) for name in data["channel_layer"].values]))
         text = "weight of a channel (column) for a channel (row); rows sum to 1; one scale for all panels"
         _bar(fig, axes, mpl.colormaps[NEUTRAL], limit, text)
@@ -166,7 +178,7 @@ def layers(result: Result) -> Figure:
         notes = [f"n = {', '.join(map(str, sorted(counts)))} images; mean over heads and images with 95 % bootstrap bands"]
         without = [labels(data)[m] for m in rows(data) if not any(np.isfinite(data[name].values[m]).any() for name in shown)]
         notes += [f"no attention layer: {', '.join(without)}"] if without else []
-        _note(fig, _legend(fig, axes, [labels(data)[m] for m in rows(data)]), notes, left=axes[0].get_position().x0)
+        note(fig, _legend(fig, axes, [labels(data)[m] for m in rows(data)]), notes, left=axes[0].get_position().x0)
     return fig
 
 
@@ -217,9 +229,9 @@ def shift(result: Result) -> Figure:
             ax.grid(alpha=0.25)
         _matrices(fig, data, order, names, across)
         n = f"n = {data['divergence'].attrs['n']} images; " if "n" in data["divergence"].attrs else ""
-        note = f"{n}divergence: Jensen–Shannon, 0 to 1; line and band: mean over layers of the means and of their 95 % intervals"
+        said = f"{n}divergence: Jensen–Shannon, 0 to 1; line and band: mean over layers of the means and of their 95 % intervals"
         below = _legend(fig, np.asarray([under]), [labels(data)[m] for m in order], columns=2)
-        _note(fig, max(below, 1.15), [note])
+        note(fig, max(below, 1.15), [said])
     return fig
 
 
@@ -233,7 +245,7 @@ def _matrices(fig: Figure, data: xr.Dataset, order: list[int], names: list[str],
         ax = fig.add_subplot(place[k % down, k // down])
         shown = data["divergence"].values[m]
         shown = shown[np.isfinite(shown).any(1)]
-        ax.set_title(wrap(labels(data)[m]), fontsize=_small(wrap(labels(data)[m]), room=16))
+        ax.set_title(wrap(labels(data)[m]), fontsize=small(wrap(labels(data)[m]), room=16))
         if not shown.size:
             ax.text(0.5, 0.5, "no attention\nlayer", transform=ax.transAxes, ha="center", va="center")
             ax.set(xticks=(), yticks=())
@@ -260,7 +272,7 @@ def shift_maps(result: Result, image: int | str = 0, *, limit: float | None = No
         for m, line in zip(order, axes, strict=True):
             for e, ax in enumerate(line):
                 _panel(ax, data["picture"].values[m, e, i], maps[m, e, i], limit)
-        _titles(axes[0], [f"ε = {name}" for name in _sizes(result)])
+        titles(axes[0], [f"ε = {name}" for name in _sizes(result)])
         _names(axes, [wrap(labels(data)[m]) for m in order])
         _bar(fig, axes, _covering(), limit, SCALE)
     return fig
@@ -378,22 +390,11 @@ def _model(data: xr.Dataset) -> str:
     return " ".join(labels(data.expand_dims("model") if not data["label"].dims else data)) if "label" in data.coords else ""
 
 
-def _titles(axes: np.ndarray, names: Sequence[str], *, room: int = 15) -> None:
-    """Names over the columns, smaller where one is wider than the `room` letters of its column."""
-    size = min(_small(wrap(name), room=room) for name in names)
-    for ax, name in zip(axes, names, strict=True):
-        ax.set_title(wrap(name), fontsize=size)
-
-
 def _names(axes: np.ndarray, names: Sequence[str]) -> None:
     """Names to the left of the rows, beside the photograph, smaller where one is wider than the room there."""
-    size = min(_small(name, room=16) for name in names)
+    size = min(small(name, room=16) for name in names)
     for ax, name in zip(axes[:, 0], names, strict=True):
         ax.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=5, fontsize=size)
-
-
-def _small(name: str, *, room: int) -> float:
-    return min(8.0, 8.0 * room / max(len(line) for line in name.split("\n")))
 
 
 def _covering() -> Colormap:
@@ -412,13 +413,6 @@ def _bar(fig: Figure, axes: np.ndarray, cmap: Colormap, limit: float, text: str)
     at.set_xlabel(text, fontsize=7)
 
 
-def _note(fig: Figure, below: float, lines: Sequence[str], *, left: float = 0.0) -> None:
-    """Small print `below` inches under the grid, as wide as the figure."""
-    width, height = fig.get_size_inches()
-    wrapped = [part for line in lines for part in textwrap.wrap(line, int(width / 0.056), subsequent_indent="   ")]
-    fig.text(left, -below / height, "\n".join(wrapped), va="top", fontsize=6.5, linespacing=1.3)
-
-
 def _legend(fig: Figure, axes: np.ndarray, first: Sequence[str], *, columns: int = 4) -> float:
     """One legend of all panels from their left edge on, `first` in their order; returns the inches under the figure it takes."""
     known = {name: handle for ax in axes for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
@@ -428,134 +422,3 @@ def _legend(fig: Figure, axes: np.ndarray, first: Sequence[str], *, columns: int
     corner = (box.x0, -at / height)
     fig.legend(found.values(), found.keys(), loc="upper left", bbox_to_anchor=corner, ncols=columns, frameon=False, fontsize=7)
     return at + 0.16 + 0.145 * -(-len(found) // columns)
-
-
-def faithfulness(result: Result) -> Figure:
-    """How far each method's map can be trusted: for each measure methods × models, with intervals, and the curves behind them.
-
-    Colour: in each column from the worst to the best mean, so that methods are compared on one model; models are not comparable
-    by these measures. Below, where the result has them, the words of the verdict, and the mean probability of the class as pixels
-    are taken out and put in, one line per method.
-    """
-    data, order = result.data, rows(result.data)
-    names = [m for m in result.measures if set(data[m].dims) == {"model", "method"}]
-    curves = [name for name in CURVES if name in data]
-    wide, high = max(0.7 * len(order), 3.0), 0.31 * data.sizes["method"]
-    down = -(-len(names) // 2) + ("trusted" in data)
-    width, height = 2 * wide + 0.3, down * (high + 0.72) + 1.5 * len(curves)
-    with look():
-        fig = Drawing(figsize=(width, height))
-
-        def block(row: int, left: float, across: float) -> Axes:
-            y = height - (row + 1) * (high + 0.72) + 0.2
-            return fig.add_axes((left / width, y / height, across / width, high / height))
-
-        for k, name in enumerate(names):
-            ax = block(k // 2, k % 2 * (wide + 0.3), wide)
-            _frame(ax, data, order, name, named=k % 2 == 0)
-            _values(ax, data, order, name)
-        if "trusted" in data:
-            ax = block(down - 1, 0, width)
-            _frame(ax, data, order, "trusted", named=True)
-            _verdicts(ax, data, order)
-        if curves:
-            _curves(fig, data, order, curves, bottom=down * (high + 0.72))
-        counts = sorted({int(data[name].attrs["n"]) for name in names})
-        note = (
-            f"n = {', '.join(map(str, counts))} images, mean and 95 % bootstrap interval. Colour: from the worst (dark) to the "
-            "best (light) mean of each column: methods are compared on one model, not models with each other."
-        )
-        fewer = [name for name in names if f"{name}_n" in data and (data[f"{name}_n"] < data[name].attrs["n"]).any()]
-        notes = [
-            f"{_title(data, name)}: of some methods the mean of fewer images, of those where it is defined" for name in fewer
-        ]
-        _note(fig, 0.55 + 0.16 * -(-data.sizes["method"] // 5) if curves else 0.0, [note, *notes])
-    return fig
-
-
-CURVES = {"curve_deletion": "pixels taken out,\nmost relevant first", "curve_insertion": "pixels put in,\nmost relevant first"}
-
-
-def _frame(ax: Axes, data: xr.Dataset, order: list[int], name: str, *, named: bool) -> None:
-    """The title of a block and the names of its rows and columns."""
-    unit, better = data[name].attrs.get("unit", ""), data[name].attrs.get("better", "none")
-    title = f"{_title(data, name)}{f' ({unit})' if unit else ''} {BETTER[better]}"
-    room = int(ax.bbox.width / ax.figure.dpi / 0.08)
-    ax.set_title(title, weight="bold", fontsize=min(7.5, _small(title, room=room)))
-    ax.set(xlim=(0, len(order)), ylim=(data.sizes["method"], 0))
-    size = min(_small(wrap(labels(data)[m]), room=9) for m in order)
-    ax.xaxis.tick_top()
-    ax.set_xticks(np.arange(len(order)) + 0.5, [wrap(labels(data)[m]) for m in order], fontsize=min(6.5, size))
-    methods = [wrap(str(method)) for method in data["method"].values] if named else [""] * data.sizes["method"]
-    ax.set_yticks(np.arange(data.sizes["method"]) + 0.5, methods, fontsize=7)
-    ax.tick_params(length=0, pad=2)
-    for side in ax.spines.values():
-        side.set_visible(False)
-
-
-def _title(data: xr.Dataset, name: str) -> str:
-    return str(data[name].attrs.get("long_name", "")) or {"trusted": "verdict"}.get(name, name.replace("_", " "))
-
-
-BETTER = {"higher": "↑ higher is better", "lower": "↓ lower is better", "none": ""}
-
-
-def _values(ax: Axes, data: xr.Dataset, order: list[int], name: str) -> None:
-    v, low, high = (data[name + end].transpose("method", "model").values[:, order] for end in ("", "_low", "_high"))
-    shades = np.stack([_shades(column, lower=data[name].attrs["better"] == "lower") for column in v.T], 1)
-    extent = (0, len(order), len(v), 0)
-    ax.imshow(shades, cmap=NEUTRAL, vmin=0, vmax=1, extent=extent, aspect="auto", interpolation="nearest")
-    for r, c in np.ndindex(v.shape):
-        if np.isnan(v[r, c]):
-            ax.text(c + 0.5, r + 0.5, "–", ha="center", va="center")
-            continue
-        ink = "white" if shades[r, c] < 0.47 else "black"
-        ax.text(c + 0.5, r + 0.36, f"{v[r, c]:.3f}", ha="center", va="center", color=ink, weight="bold", fontsize=6.5)
-        ends = f"[{low[r, c]:.3f}, {high[r, c]:.3f}]"
-        ax.text(c + 0.5, r + 0.74, ends, ha="center", va="center", color=ink, fontsize=5.2)
-
-
-def _shades(column: np.ndarray, *, lower: bool) -> np.ndarray:
-    """A column on [0, 1], 1 the best; 0.5 where all are equal, NaN stays."""
-    known = column[np.isfinite(column)]
-    if not known.size or np.ptp(known) == 0:
-        return np.where(np.isnan(column), np.nan, 0.5)
-    shade = (column - known.min()) / np.ptp(known)
-    return 1 - shade if lower else shade
-
-
-def _verdicts(ax: Axes, data: xr.Dataset, order: list[int]) -> None:
-    words = data["trusted"].transpose("method", "model").values[:, order]
-    letters = int(ax.bbox.width / ax.figure.dpi / len(order) / 0.051)
-    lines = [[textwrap.wrap(str(word), letters) for word in row] for row in words]
-    size = min(6.0, 18 / max(1, *(len(cell) for row in lines for cell in row)))
-    for r, c in np.ndindex(words.shape):
-        ax.text(c + 0.5, r + 0.5, "\n".join(lines[r][c]), ha="center", va="center", fontsize=size, linespacing=1.1)
-    ax.hlines(np.arange(len(words) + 1), 0, len(order), color="0.85", lw=0.6)
-
-
-def _curves(fig: Figure, data: xr.Dataset, order: list[int], names: list[str], *, bottom: float) -> None:
-    """Deletion above insertion, a column per model, all on [0, 1]; one legend of the methods under them."""
-    height = fig.get_size_inches()[1]
-    place = GridSpec(len(names), len(order), fig, left=0, right=1, bottom=0, top=1 - (bottom + 0.25) / height, hspace=0.12)
-    axes = place.subplots(sharex=True, sharey=True, squeeze=False)
-    methods = [str(method) for method in data["method"].values]
-    for line, name in zip(axes, names, strict=True):
-        curves = data[name].transpose("model", "method", "share").values
-        for ax, m in zip(line, order, strict=True):
-            for k, method in enumerate(methods):
-                style = {"color": LINES[k % len(LINES)], "ls": ("-", "--", ":")[k // len(LINES) % 3]}
-                ax.plot(data["share"].values, curves[m, k], lw=1, label=method, **style)
-            ax.grid(alpha=0.25)
-        line[0].set_ylabel(CURVES[name], fontsize=7)
-    axes[0, 0].set(xlim=(0, 1), ylim=(0, 1.02))
-    axes[0, 0].set_xticks((0, 0.5, 1), ("0", "½", "1"))
-    axes[0, 0].set_yticks((0, 0.5, 1), ("0", "½", "1"))
-    _titles(axes[0], [labels(data)[m] for m in order])
-    fig.text(0.5, -0.3 / height, "share of the pixels changed; ordinate: mean probability of the class", ha="center", va="top")
-    handles, columns = axes[0, 0].get_lines(), min(5, len(methods))
-    at = (0.5, -0.42 / height)
-    fig.legend(handles, methods, loc="upper center", bbox_to_anchor=at, ncols=columns, frameon=False, fontsize=7)
-
-
-LINES = (*PALETTE[:6], PALETTE[7])  # its yellow is too pale for a thin line

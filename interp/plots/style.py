@@ -6,6 +6,7 @@ Colours are those of Okabe & Ito (2008), told apart with every common colour vis
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+NEUTRAL = "cividis"  # of values that are no attention: told apart without colour
 RC: dict[str, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 8,
@@ -115,3 +117,22 @@ def wrap(name: str) -> str:
         return name
     at = min(breaks, key=lambda i: abs(i - len(name) // 2))
     return name[:at].rstrip() + "\n" + name[at:].strip(" ")
+
+
+def titles(axes: np.ndarray, names: Sequence[str], *, room: int = 15) -> None:
+    """Names over the columns, smaller where one is wider than the `room` letters of its column."""
+    size = min(small(wrap(name), room=room) for name in names)
+    for ax, name in zip(axes, names, strict=True):
+        ax.set_title(wrap(name), fontsize=size)
+
+
+def small(name: str, *, room: int) -> float:
+    """The size of letters at which the longest line of a name fits where `room` letters of the usual size do; 8 at most."""
+    return min(8.0, 8.0 * room / max(len(line) for line in name.split("\n")))
+
+
+def note(fig: Figure, below: float, lines: Sequence[str], *, left: float = 0.0) -> None:
+    """Small print `below` inches under the grid, as wide as the figure."""
+    width, height = fig.get_size_inches()
+    wrapped = [part for line in lines for part in textwrap.wrap(line, int(width / 0.056), subsequent_indent="   ")]
+    fig.text(left, -below / height, "\n".join(wrapped), va="top", fontsize=6.5, linespacing=1.3)
