@@ -119,6 +119,15 @@ def test_every_method_reads_each_image_on_its_own_or_says_why_not(method: str, t
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
+@pytest.mark.parametrize("method", ["weighted", "chefer", "gradcam"])
+def test_targets_are_checked_and_default_to_the_prediction(method: str, tiny_models: list[Model], samples: Batch) -> None:
+    x, model = samples.images[:2], tiny_models[0]
+    predicted = model.read(x).argmax(1)
+    assert torch.equal(read(model, x, method=method).maps, read(model, x, predicted, method=method).maps)
+    with pytest.raises(InputError, match="the model has classes 0 to 9"):
+        read(model, x, torch.tensor([0, 10]), method=method)
+
+
 def test_a_query_asks_for_its_own_row(tiny_models: list[Model], samples: Batch) -> None:
     mobilevit = next(m for m in tiny_models if m.family == "mobilevit")
     x = samples.images[:2]

@@ -112,11 +112,13 @@ def _check(model: Model, x: Images, targets: Labels, method: str, most: int | No
         raise InputError(f"method is {method!r}; expected {', '.join(METHODS)} or scorecam")
     if most is not None and (method != "scorecam" or most < 1):
         raise InputError(f"most is {most} for {method}; expected at least 1 channel, and scorecam, which alone goes through them")
-    if targets.shape != (len(x),) or targets.dtype.is_floating_point:
-        raise InputError(
-            f"{len(x)} images came with targets {tuple(targets.shape)} of {targets.dtype}; expected ({len(x)},) class indices"
-        )
-    classes = model.card.num_classes
+    check_targets(targets, len(x), model.card.num_classes)
+
+
+def check_targets(targets: Labels, n: int, classes: int) -> None:
+    """Raise InputError where targets are not one class index for each of n images."""
+    if targets.shape != (n,) or targets.dtype.is_floating_point:
+        raise InputError(f"{n} images came with targets {tuple(targets.shape)} of {targets.dtype}; expected ({n},) class indices")
     if targets.min() < 0 or targets.max() >= classes:
         raise InputError(
             f"targets reach from {int(targets.min())} to {int(targets.max())}; the model has classes 0 to {classes - 1}"

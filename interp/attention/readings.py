@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from interp.attention.cam import cam
+from interp.attention.cam import cam, check_targets
 from interp.attention.capture import Captured, capture
 from interp.attention.geometry import Geometry
 from interp.attention.layout import attention_layers, layout_of
@@ -79,7 +79,7 @@ def _of_heads(head: str | int) -> str:
     return f"head {head}" if isinstance(head, int) else f"{head} over heads"
 
 
-def _raw(model: Model, x: Images, _targets: Labels, how: How) -> Reading:
+def _raw(model: Model, x: Images, _targets: Labels | None, how: How) -> Reading:
     name = how.layer or spatial_layers(model)[-1]
     with torch.no_grad(), capture(model, layers=[name]) as recorder:
         model(x)
@@ -89,15 +89,17 @@ def _raw(model: Model, x: Images, _targets: Labels, how: How) -> Reading:
     return Reading(reduce_heads(positive, how.head), f"{words}{signed}, {_of_heads(how.head)}, at layer {name}")
 
 
-def _with_gradient(model: Model, x: Images, targets: Labels, layers: list[str] | None) -> tuple[list[Captured], Tensor]:
+def _with_gradient(model: Model, x: Images, targets: Labels | None, layers: list[str] | None) -> tuple[list[Captured], Tensor]:
     """The captured layers of one pass and the sum of the targets' logits, in one graph."""
     with torch.enable_grad(), capture(model, layers=layers, gradients=True) as recorder:
         logits = model(x.detach().clone().requires_grad_(True))
-        score = logits.gather(1, targets.to(logits.device)[:, None]).sum()
+        chosen = logits.argmax(1) if targets is None else targets.to(logits.device)
+        check_targets(chosen, len(x), logits.shape[-1])
+        score = logits.gather(1, chosen[:, None]).sum()
     return recorder.layers, score
 
 
-def _weighted(model: Model, x: Images, targets: Labels, how: How) -> Reading:
+def _weighted(model: Model, x: Images, targets: Labels | None, how: How) -> Reading:
     name = how.layer or spatial_layers(model)[-1]
     layers, score = _with_gradient(model, x, targets, [name])
     if layers[0].kind in ("channel", "context"):
@@ -107,7 +109,7 @@ def _weighted(model: Model, x: Images, targets: Labels, how: How) -> Reading:
     return Reading(maps, f"(∇A ⊙ A)⁺ of the target's logit, {_of_heads(how.head)}, at layer {name}")
 
 
-def _rollout(model: Model, x: Images, _targets: Labels, how: How) -> Reading:
+def _rollout(model: Model, x: Images, _targets: Labels | None, how: How) -> Reading:
     with torch.no_grad(), capture(model, layers=_chained(model)) as recorder:
         model(x)
     layers = last_stage(recorder.layers)
@@ -117,7 +119,7 @@ def _rollout(model: Model, x: Images, _targets: Labels, how: How) -> Reading:
     return Reading(_read_out(flow, layers[-1], how.query, x, mean=True), words)
 
 
-def _chefer(model: Model, x: Images, targets: Labels, how: How) -> Reading:
+def _chefer(model: Model, x: Images, targets: Labels | None, how: How) -> Reading:
     captured, score = _with_gradient(model, x, targets, _chained(model))
     layers = last_stage(captured)
     found = relevance(layers, gradient_weighted(layers, score, head=how.head))
@@ -162,10 +164,11 @@ def _read_out(matrix: Tensor, last: Captured, query: Query | None, x: Images, *,
     return row.unflatten(1, geometry.size).detach()
 
 
-def _cam(model: Model, x: Images, targets: Labels, how: How, *, method: str) -> Reading:
+def _cam(model: Model, x: Images, targets: Labels | None, how: How, *, method: str) -> Reading:
     if how.query is not None:
         raise InputError("a class activation map has no queries")
     named = how.layer if how.layer is not None and how.layer not in _attention_or_none(model) else None
+    targets = model.read(x).argmax(1) if targets is None else targets
     maps = cam(model, x, targets, method=method, layer=named)
     return Reading(maps, f"{TITLES[method]} of the target's logit at layer {named or layout_of(model).gradcam}")
 
@@ -174,7 +177,7 @@ def _attention_or_none(model: Model) -> list[str]:
     return list(attention_layers(model)) if layout_of(model).modules else []
 
 
-def _auto(model: Model, x: Images, targets: Labels, how: How) -> Reading:
+def _auto(model: Model, x: Images, targets: Labels | None, how: How) -> Reading:
     if layout_of(model).modules:
         return _raw(model, x, targets, how)
     return _cam(model, x, targets, How(), method="gradcam")
@@ -191,7 +194,7 @@ TITLES = {
     "layercam": "LayerCAM",
     "scorecam": "Score-CAM",
 }
-Method = Callable[["Model", Images, Labels, How], Reading]
+Method = Callable[["Model", Images, Labels | None, How], Reading]
 METHODS: dict[str, Method] = {
     "auto": _auto,
     "raw": _raw,
@@ -210,7 +213,4 @@ def read(model: Model, x: Images, targets: Labels | None = None, *, method: str 
     """
     if method not in METHODS:
         raise InputError(f"method is {method!r}; expected {', '.join(METHODS)}")
-    if targets is None:
-        with torch.no_grad():
-            targets = model(x).argmax(1)
     return METHODS[method](model, x, targets, how)
