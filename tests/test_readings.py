@@ -151,5 +151,9 @@ def test_attend_marks_what_was_not_read_and_refuses_when_nothing_was(tiny_models
     assert bool((abs(means - 1) < 1e-3)[:, 1].all())
     with pytest.raises(InputError, match="no method could read"):
         attend([tiny_models[resnet]], few, Attend(("raw",)))
+    asked = attend(tiny_models, few, Attend(query=(3, 4))).data
+    assert "no queries" in str(asked["how"].values[resnet, 0]) and asked.attrs["query"] == "3,4"
+    with pytest.raises(InputError, match="32 × 32 pixels"):
+        attend(tiny_models, few, Attend(query=(3, 32)))
     with pytest.raises(InputError, match="expected one or more of auto, raw"):
         Attend(("row",))

@@ -45,7 +45,10 @@ def attend(models: Sequence[Model], batch: Batch, params: Attend = Attend()) -> 
     raises InputError where none applies to any.
     """
     started = time.perf_counter()
-    maps = np.full((len(models), len(params.methods), len(batch), *batch.images.shape[2:]), np.nan, np.float32)
+    size = (int(batch.images.shape[2]), int(batch.images.shape[3]))
+    if params.query is not None and not all(0 <= at < end for at, end in zip(params.query, size, strict=True)):
+        raise InputError(f"query is the pixel (y, x) = {params.query}; expected one of the images' {size[0]} × {size[1]} pixels")
+    maps = np.full((len(models), len(params.methods), len(batch), *size), np.nan, np.float32)
     words = np.full(maps.shape[:2], "", object)
     choices = How(params.layer, params.head, params.query, params.residual)
     for m, model in enumerate(tqdm(models, desc="attention", leave=False)):

@@ -180,7 +180,7 @@ def _attention_or_none(model: Model) -> list[str]:
 def _auto(model: Model, x: Images, targets: Labels | None, how: How) -> Reading:
     if layout_of(model).modules:
         return _raw(model, x, targets, how)
-    return _cam(model, x, targets, How(), method="gradcam")
+    return _cam(model, x, targets, how, method="gradcam")
 
 
 TITLES = {
