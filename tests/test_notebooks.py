@@ -15,7 +15,7 @@ def test_there_are_notebooks() -> None:
     assert NOTEBOOKS
 
 
-LONG = ("02_perturbations", "03_gradients", "06_a_new_checkpoint", "07_training")  # long; their parts have tests of their own
+LONG = ("06_a_new_checkpoint", "07_training")  # over a minute on two slow cores, and their commands have tests of their own
 
 
 @pytest.mark.parametrize("path", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * (p.stem in LONG)) for p in NOTEBOOKS])
