@@ -15,11 +15,16 @@ if TYPE_CHECKING:
     from interp.attacks.search import Found, attack
     from interp.attacks.sweep import Sweep, sweep
     from interp.attacks.synthesis import Synthesis, synthesise
-    from interp.attention.attend import Attend, attend
+    from interp.attention.attend import Attend
+    from interp.attention.attend import attend as attention
     from interp.attention.capture import capture
+    from interp.attention.depth import ByLayer, attention_by_layer
+    from interp.attention.heads import Heads, attention_heads
+    from interp.attention.queries import Queries, attention_queries
     from interp.attributes.compare import Compare, compare
     from interp.data.source import images, read_pixels
     from interp.errors import InputError
+    from interp.faithfulness.faithfulness import Faithfulness, faithfulness
     from interp.gradients.accumulate import Accumulate, accumulate
     from interp.job import analyze, write_report
     from interp.models.answers import Said
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
     from interp.result import Result
     from interp.result import open_result as open
     from interp.robustness.accuracy import Accuracy, accuracy
+    from interp.robustness.shift import Shift, attention_shift
     from interp.training.loop import train
     from interp.training.recipe import Recipe
     from interp.types import Batch, Card, Preprocess
@@ -40,11 +46,15 @@ _WHERE = {
     "attacks.search": ("Found", "attack"),
     "attacks.sweep": ("Sweep", "sweep"),
     "attacks.synthesis": ("Synthesis", "synthesise"),
-    "attention.attend": ("Attend", "attend"),
+    "attention.attend": ("Attend",),
     "attention.capture": ("capture",),
+    "attention.depth": ("ByLayer", "attention_by_layer"),
+    "attention.heads": ("Heads", "attention_heads"),
+    "attention.queries": ("Queries", "attention_queries"),
     "attributes.compare": ("Compare", "compare"),
     "data.source": ("images", "read_pixels"),
     "errors": ("InputError",),
+    "faithfulness.faithfulness": ("Faithfulness",),
     "gradients.accumulate": ("Accumulate", "accumulate"),
     "job": ("analyze", "write_report"),
     "models.fetch": ("fetch",),
@@ -54,10 +64,12 @@ _WHERE = {
     "models.model": ("Model",),
     "result": ("Result",),
     "robustness.accuracy": ("Accuracy", "accuracy"),
+    "robustness.shift": ("Shift", "attention_shift"),
     "training.loop": ("train",),
     "training.recipe": ("Recipe",),
     "types": ("Batch", "Card", "Preprocess"),
 }
+CALLABLE = ("attention", "faithfulness")  # packages that can be called as the analysis of their name
 _NAMES = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
@@ -66,16 +78,21 @@ __all__ = [
     "Accuracy",
     "Attend",
     "Batch",
+    "ByLayer",
     "Card",
     "Compare",
+    "Faithfulness",
     "Found",
+    "Heads",
     "InputError",
     "Invert",
     "Model",
     "Preprocess",
+    "Queries",
     "Recipe",
     "Result",
     "Said",
+    "Shift",
     "Step",
     "Sweep",
     "Synthesis",
@@ -83,9 +100,14 @@ __all__ = [
     "accuracy",
     "analyze",
     "attack",
-    "attend",
+    "attention",
+    "attention_by_layer",
+    "attention_heads",
+    "attention_queries",
+    "attention_shift",
     "capture",
     "compare",
+    "faithfulness",
     "fetch",
     "images",
     "inspect",
@@ -105,6 +127,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "open":
         return importlib.import_module("interp.result").open_result
+    if name in CALLABLE:
+        return importlib.import_module(f"interp.{name}")
     if name in _NAMES:
         return getattr(importlib.import_module(f"interp.{_NAMES[name]}"), name)
     raise AttributeError(f"module 'interp' has no attribute {name!r}; it has {', '.join(__all__)}")

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 
 import interp
 from interp.errors import InputError
-from interp.plots import attention, faithfulness, figure, hover
+from interp.plots import attention, faithfulness, figure, hover, layers
 from interp.result import Result
 from tests.test_plots_perturbations import assert_apart
 
@@ -343,8 +343,8 @@ def test_channels_are_matrices_from_zero_that_say_they_have_no_place(photographs
 
 def test_layers_run_to_depth_one_robust_solid_and_standard_dashed() -> None:
     result = layers_result()
-    fig = attention.layers(result)
-    assert [ax.get_ylabel() for ax in fig.axes] == list(attention.NUMBERS.values())
+    fig = layers.layers(result)
+    assert [ax.get_ylabel() for ax in fig.axes] == list(layers.NUMBERS.values())
     lines = {line.get_label(): line for line in fig.axes[1].lines}
     assert [*lines] == LABELS[:4]
     assert {name: line.get_linestyle() for name, line in lines.items()} == {
@@ -357,18 +357,18 @@ def test_layers_run_to_depth_one_robust_solid_and_standard_dashed() -> None:
     assert "no attention layer: ResNet-50 standard, ResNet-50 robust" in said(fig)
     assert "n = 3 images" in said(fig)
     assert_apart(fig)
-    assert len(attention.layers(layers_result(masks=False)).axes) == 3
+    assert len(layers.layers(layers_result(masks=False)).axes) == 3
 
 
 def test_layers_of_models_without_attention_are_an_error() -> None:
     result = layers_result()
     with pytest.raises(InputError, match="expected one with attention"):
-        attention.layers(of(result, result.data.isel(model=[4, 5])))
+        layers.layers(of(result, result.data.isel(model=[4, 5])))
 
 
 def test_shift_draws_the_mean_over_layers_and_all_layers_on_one_scale(photographs: xr.Dataset) -> None:
     result = shift_result(photographs)
-    fig = attention.shift(result)
+    fig = layers.shift(result)
     divergence, accuracy = fig.axes[:2]
     assert [line.get_label() for line in divergence.lines] == LABELS[:4]
     known = result.data["divergence"].values[0, :2]
@@ -380,13 +380,13 @@ def test_shift_draws_the_mean_over_layers_and_all_layers_on_one_scale(photograph
     assert [t.get_text() for t in accuracy.get_xticklabels()] == ["0", "2/255", "4/255", "8/255", "16/255"]
     assert said(fig).count("no attention\nlayer") == 2
     assert_apart(fig)
-    assert_apart(attention.shift(of(result, result.data.isel(model=[2]))))
+    assert_apart(layers.shift(of(result, result.data.isel(model=[2]))))
 
 
 def test_shift_maps_lie_over_the_attacked_pictures_a_column_per_eps(photographs: xr.Dataset) -> None:
     result = shift_result(photographs, norm="l2")
     data = result.data.assign_coords(eps=[0, 0.25, 0.5, 1, 2])
-    fig = attention.shift_maps(of(result, data), image=1)
+    fig = layers.shift_maps(of(result, data), image=1)
     panels = covered(fig)
     assert len(panels) == 6 * 5
     assert np.asarray(panels[4].images[0].get_array())[..., 0] == pytest.approx(

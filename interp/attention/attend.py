@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from interp.attention.layout import LAYOUTS
 from interp.attention.maps import enlarge
-from interp.attention.readings import METHODS, How, Query, read
+from interp.attention.readings import METHODS, How, Query, check_query, read
 from interp.models.model import Model, model_coords
 from interp.result import Result
 from interp.types import Batch, InputError, pixels
@@ -46,8 +46,7 @@ def attend(models: Sequence[Model], batch: Batch, params: Attend = Attend()) -> 
     """
     started = time.perf_counter()
     size = (int(batch.images.shape[2]), int(batch.images.shape[3]))
-    if params.query is not None and not all(0 <= at < end for at, end in zip(params.query, size, strict=True)):
-        raise InputError(f"query is the pixel (y, x) = {params.query}; expected one of the images' {size[0]} × {size[1]} pixels")
+    check_query(params.query, batch.images)
     maps = np.full((len(models), len(params.methods), len(batch), *size), np.nan, np.float32)
     words = np.full(maps.shape[:2], "", object)
     choices = How(params.layer, params.head, params.query, params.residual)

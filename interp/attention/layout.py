@@ -75,6 +75,11 @@ def layout_of(model: Model) -> Layout:
     return LAYOUTS[model.family]
 
 
+def has_attention(model: Model) -> bool:
+    """Whether the model's family is known to attend; False for families that are unknown here."""
+    return model.family in LAYOUTS and bool(LAYOUTS[model.family].modules)
+
+
 def attention_layers(model: Model) -> dict[str, Kind]:
     """Every attention module of a model: its path inside `model.net` → kind, in the order of definition.
 

@@ -98,17 +98,33 @@ def dense(weights: Tensor, geometry: Geometry) -> Tensor:
     return out[:, :tokens, :tokens]
 
 
-def channel_readout(weights: Tensor, values: Tensor, geometry: Geometry, *, channel: int) -> Tensor:
+def channel_readout(weights: Tensor, values: Tensor, geometry: Geometry, *, channel: int | None = None) -> Tensor:
     """Where the channels stand that one channel of each head attends to: a derived reading, not a weight of the model.
 
     weights (n, heads, c, c) and values (n, heads, c, tokens) of cross-covariance attention (XCA, arXiv 2106.09681, eq. 2).
     Σ_j A[channel, j]·v_j(t)² over tokens t, each map divided by its sum: (n, heads, rows, columns). The energy of the value
-    channels, weighted by the attention of the channel; uniform weights give the energy of all channels.
+    channels, weighted by the attention of the channel, or by the mean over channels where none is named; uniform weights give
+    the energy of all channels.
     """
-    if not 0 <= channel < weights.shape[-2]:
+    if channel is not None and not 0 <= channel < weights.shape[-2]:
         raise InputError(f"channel is {channel}; expected 0 to {weights.shape[-2] - 1}, the channels of a head")
-    energy = (weights[:, :, channel, :, None] * values**2).sum(2)
-    return place((energy / energy.sum(-1, keepdim=True))[:, None], geometry)
+    row = weights.mean(-2) if channel is None else weights[:, :, channel]
+    energy = (row[..., None] * values**2).sum(2)
+    return place((energy / energy.sum(-1, keepdim=True).clamp_min(1e-30))[:, None], geometry)
+
+
+def channel_rows(weights: Tensor, values: Tensor, geometry: Geometry) -> Tensor:
+    """The same for every position, (n, positions, positions), mean over heads: what the channel that stands out there reads.
+
+    Position t asks by the channel of each head whose value has the largest share of its energy there,
+    argmax_i v_i(t)² / Σ_s v_i(s)². Derived like `channel_readout`: XCA has no weights of tokens on tokens.
+    """
+    energy = values**2  # (n, heads, c, tokens)
+    asks = (energy / energy.sum(-1, keepdim=True).clamp_min(1e-30)).argmax(2)  # (n, heads, tokens)
+    rows = weights.gather(2, asks[..., None].expand(-1, -1, -1, weights.shape[-1])) @ energy
+    mean = (rows / rows.sum(-1, keepdim=True).clamp_min(1e-30)).mean(1)
+    order = geometry.places[0].argsort().to(mean.device)
+    return mean[:, order][:, :, order]
 
 
 def enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:

@@ -3,7 +3,9 @@
 auto         the model's own attention (raw) where it has any on the image, else Grad-CAM
 raw          weights of one layer, the last on the image by default: the class token's row where the head reads it, else the
              attention received, the mean over queries; with a query, that position's row
-weighted     the same of E_h[(∇A ⊙ A)⁺], the part of the weights that speaks for the class (arXiv 2103.15679, eq. 5)
+channels     derived from attention between channels (XCA), which has no place in the image: the energy of the value channels that
+             channels attend to, the mean over channels; with a query, of the channel of each head that stands out there
+weighted     the same as raw of E_h[(∇A ⊙ A)⁺], the part of the weights that speaks for the class (arXiv 2103.15679, eq. 5)
 rollout      attention roll-out over the last stage (arXiv 2005.00928)
 chefer       relevance by gradient × attention over the last stage (arXiv 2103.15679, eq. 5 and 6); without a class token the
              sum over queries of R − I, whose gradients already say which queries matter
@@ -23,14 +25,15 @@ from torch import Tensor
 from interp.attention.cam import cam, check_targets
 from interp.attention.capture import Captured, capture
 from interp.attention.geometry import Geometry
-from interp.attention.layout import attention_layers, layout_of
-from interp.attention.maps import class_map, dense, query_map, received_map
+from interp.attention.layout import attention_layers, has_attention, layout_of
+from interp.attention.maps import channel_readout, channel_rows, class_map, dense, query_map, received_map
 from interp.attention.rollout import gradient_weighted, last_stage, reduce_heads, relevance, rollout
 from interp.types import Images, InputError, Labels, Maps
 
 if TYPE_CHECKING:
     from interp.models.model import Model
 
+CAMS = ("gradcam", "gradcam++", "layercam", "scorecam")
 Query = tuple[int, int]  # a pixel of the image, (y, x)
 
 
@@ -51,6 +54,13 @@ class How:
     head: str | int = "mean"
     query: Query | None = None
     residual: float = 0.5
+
+
+def check_query(query: Query | None, images: Images) -> None:
+    """Raise InputError where a query is outside the images."""
+    height, width = images.shape[-2:]
+    if query is not None and not (0 <= query[0] < height and 0 <= query[1] < width):
+        raise InputError(f"query is the pixel (y, x) = {query}; expected one of the images' {height} × {width} pixels")
 
 
 def spatial_layers(model: Model) -> list[str]:
@@ -87,6 +97,26 @@ def _raw(model: Model, x: Images, _targets: Labels | None, how: How) -> Reading:
     positive = maps.abs() if recorder.layers[0].kind == "talking" else maps
     signed = " (absolute: talking heads mix weights to any sign)" if recorder.layers[0].kind == "talking" else ""
     return Reading(reduce_heads(positive, how.head), f"{words}{signed}, {_of_heads(how.head)}, at layer {name}")
+
+
+def _channels(model: Model, x: Images, _targets: Labels | None, how: How) -> Reading:
+    named = [name for name, kind in attention_layers(model).items() if kind == "channel"]
+    if not named or (how.layer is not None and how.layer not in named):
+        raise InputError("it has no attention between channels there" if named else "it has no attention between channels")
+    name = how.layer or named[-1]
+    with torch.no_grad(), capture(model, layers=[name]) as recorder:
+        model(x)
+    layer = recorder.layers[0]
+    geometry = _geometry(layer)
+    if how.query is None:
+        maps = reduce_heads(channel_readout(layer.weights, layer.values, geometry), how.head)
+        return Reading(maps, f"derived: energy of the channels attended to, {_of_heads(how.head)}, at layer {name}")
+    if how.head != "mean":
+        raise InputError("the reading of a query from channel attention is the mean over heads")
+    y, column = geometry.at(*how.query, (x.shape[-2], x.shape[-1]))
+    rows = channel_rows(layer.weights, layer.values, geometry)[:, y * geometry.size[1] + column]
+    words = f"derived: energy of the channels that those standing out at the query attend to, mean over heads, at layer {name}"
+    return Reading(rows.unflatten(1, geometry.size), words)
 
 
 def _with_gradient(model: Model, x: Images, targets: Labels | None, layers: list[str] | None) -> tuple[list[Captured], Tensor]:
@@ -174,11 +204,11 @@ def _cam(model: Model, x: Images, targets: Labels | None, how: How, *, method: s
 
 
 def _attention_or_none(model: Model) -> list[str]:
-    return list(attention_layers(model)) if layout_of(model).modules else []
+    return list(attention_layers(model)) if has_attention(model) else []
 
 
 def _auto(model: Model, x: Images, targets: Labels | None, how: How) -> Reading:
-    if layout_of(model).modules:
+    if has_attention(model):
         return _raw(model, x, targets, how)
     return _cam(model, x, targets, how, method="gradcam")
 
@@ -186,6 +216,7 @@ def _auto(model: Model, x: Images, targets: Labels | None, how: How) -> Reading:
 TITLES = {
     "auto": "own attention or Grad-CAM",
     "raw": "attention",
+    "channels": "channel attention, derived",
     "weighted": "gradient-weighted attention",
     "rollout": "roll-out",
     "chefer": "gradient × attention",
@@ -198,10 +229,11 @@ Method = Callable[["Model", Images, Labels | None, How], Reading]
 METHODS: dict[str, Method] = {
     "auto": _auto,
     "raw": _raw,
+    "channels": _channels,
     "weighted": _weighted,
     "rollout": _rollout,
     "chefer": _chefer,
-    **{name: partial(_cam, method=name) for name in ("gradcam", "gradcam++", "layercam", "scorecam")},
+    **{name: partial(_cam, method=name) for name in CAMS},
 }
 
 
@@ -213,4 +245,6 @@ def read(model: Model, x: Images, targets: Labels | None = None, *, method: str 
     """
     if method not in METHODS:
         raise InputError(f"method is {method!r}; expected {', '.join(METHODS)}")
+    if not has_attention(model) and method not in ("auto", *CAMS):
+        raise InputError(f"{layout_of(model).family} has no attention; {', '.join(CAMS)} can be read of it")
     return METHODS[method](model, x, targets, how)

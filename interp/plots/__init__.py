@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 def figure(result: Result) -> Figure:
     """The default figure of a result's kind."""
     from interp.errors import InputError
-    from interp.plots import ablation, attention, curves, faithfulness, gradients, matrices, perturbations
+    from interp.plots import ablation, attention, curves, faithfulness, gradients, layers, matrices, perturbations
 
     default = {
         "accuracy": curves.accuracies,
@@ -23,8 +23,8 @@ def figure(result: Result) -> Figure:
         "gradients": gradients.gradients,
         "attention": attention.attention,
         "attention_heads": attention.heads,
-        "attention_layers": attention.layers,
-        "attention_shift": attention.shift,
+        "attention_layers": layers.layers,
+        "attention_shift": layers.shift,
         "faithfulness": faithfulness.faithfulness,
         "compare": matrices.measures,
         "ablation": ablation.runs,

@@ -17,17 +17,12 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.gridspec import GridSpec
-from matplotlib.ticker import MaxNLocator
 
 from interp.errors import InputError
 from interp.plots.images import SEQUENTIAL, name_of
 from interp.plots.perturbations import short
 from interp.plots.style import (
     NEUTRAL,
-    Drawing,
-    colours,
-    epsilon,
     grid,
     labels,
     look,
@@ -42,12 +37,6 @@ from interp.result import Result
 
 COVER = 0.72  # how much of a panel is the map's colour; the rest is the photograph's grey, on [0.35, 1]
 SCALE = "attention / its mean over the image; 1 is uniform; one scale for all panels"
-NUMBERS = {
-    "distance": "mean distance (px)",
-    "entropy": "entropy / its maximum",
-    "diversity": "difference of heads (bits)",
-    "focus": "share inside the object",
-}
 
 
 def attention(result: Result, image: int | str | None = None, *, most: int = 6, limit: float | None = None) -> Figure:
@@ -81,42 +70,49 @@ def _images_by_models(data: xr.Dataset, images: list[int], limit: float) -> Figu
         line[0].imshow(data["original"].values[i])
         _ring(line[0], query)
         for ax, m in zip(line[1:], order, strict=True):
-            _panel(ax, data["original"].values[i], data["map"].values[m, 0, i], limit, query)
+            panel(ax, data["original"].values[i], data["map"].values[m, 0, i], limit, query)
     titles(axes[0], ["image", *(labels(data)[m] for m in order)])
     row_names(axes, [_class(data, i) for i in images])
-    _bar(fig, axes[:, 1:], _covering(), limit, SCALE)
+    bar(fig, axes[:, 1:], covering(), limit, SCALE)
     note(fig, 0.75, [*_readings(data), *_ringed(query)])
     return fig
 
 
 def _models_by_methods(data: xr.Dataset, i: int, limit: float) -> Figure:
     order, query = rows(data), _query(data)
-    fig, axes = _beside(data, i, len(order), data.sizes["method"], query=query)
+    fig, axes = beside(data, i, len(order), data.sizes["method"], query=query)
     for m, line in zip(order, axes, strict=True):
         for k, ax in enumerate(line):
-            _panel(ax, data["original"].values[i], data["map"].values[m, k, i], limit, query)
+            panel(ax, data["original"].values[i], data["map"].values[m, k, i], limit, query)
     titles(axes[0], [str(name) for name in data["method"].values])
-    _names(axes, [wrap(labels(data)[m]) for m in order])
-    _bar(fig, axes, _covering(), limit, SCALE)
+    name_rows(axes, [wrap(labels(data)[m]) for m in order])
+    bar(fig, axes, covering(), limit, SCALE)
     note(fig, 0.75, [*_readings(data), *_ringed(query)])
     return fig
 
 
 def heads(result: Result, image: int | str = 0, *, limit: float | None = None) -> Figure:
-    """Every head of one model on one image, layers × heads; nothing is drawn where a layer has fewer heads."""
+    """Every head of one model on one image, layers × heads; nothing is drawn where a layer has fewer heads.
+
+    Raises InputError where none of its layers can be drawn on the image.
+    """
     data = result.data
+    if "head" not in data:
+        raise InputError("none of these layers has a place in the image; `channels` draws attention between channels")
     i, maps = position(data, image), data["head"].values
-    limit = limit or upper(maps)
+    limit, query = limit or upper(maps), _query(data)
     with look():
-        fig, axes = _beside(data, i, data.sizes["layer"], data.sizes["head"], cell=0.72, title=_model(data))
+        fig, axes = beside(data, i, data.sizes["layer"], data.sizes["head"], cell=0.72, title=_model(data), query=query)
         for layer, line in enumerate(axes):
             for head, ax in enumerate(line):
                 if np.isfinite(maps[layer, head, i]).any():
-                    _panel(ax, data["original"].values[i], maps[layer, head, i], limit)
+                    panel(ax, data["original"].values[i], maps[layer, head, i], limit, query)
         titles(axes[0], [f"head {head}" for head in range(data.sizes["head"])], room=10)
         names = shortened([str(name) for name in data["layer"].values])
-        _names(axes, [f"{name}\n{kind}" for name, kind in zip(names, data["kind"].values, strict=True)])
-        _bar(fig, axes, _covering(), limit, SCALE)
+        name_rows(axes, [f"{name}\n{kind}" for name, kind in zip(names, data["kind"].values, strict=True)])
+        bar(fig, axes, covering(), limit, SCALE)
+        said = dict.fromkeys(str(words) for words in data["how"].values) if "how" in data else ()
+        note(fig, 0.75, [*said, *_ringed(query)])
     return fig
 
 
@@ -132,16 +128,16 @@ def channels(result: Result, image: int | str = 0) -> Figure:
     limit = upper(weights, least=0)
     with look():
         title = "\n".join(filter(None, (_model(data), "channel × channel: no place in the image")))
-        fig, axes = _beside(data, i, *weights.shape[:2], cell=0.9, title=title)
+        fig, axes = beside(data, i, *weights.shape[:2], cell=0.9, title=title)
         for layer, line in enumerate(axes):
             for head, ax in enumerate(line):
                 shown = _unpadded(weights[layer, head, i])
                 if shown.size:
                     ax.imshow(shown, cmap=NEUTRAL, vmin=0, vmax=limit, interpolation="nearest")
         titles(axes[0], [f"head {head}" for head in range(weights.shape[1])], room=12)
-        _names(axes, shortened([str(name) for name in data["channel_layer"].values]))
+        name_rows(axes, shortened([str(name) for name in data["channel_layer"].values]))
         text = "weight of a channel (column) for a channel (row); rows sum to 1; one scale for all panels"
-        _bar(fig, axes, mpl.colormaps[NEUTRAL], limit, text)
+        bar(fig, axes, mpl.colormaps[NEUTRAL], limit, text)
     return fig
 
 
@@ -149,140 +145,6 @@ def _unpadded(matrix: np.ndarray) -> np.ndarray:
     """A matrix without the rows and columns in which nothing is a number."""
     known = np.isfinite(matrix)
     return matrix[known.any(1)][:, known.any(0)]
-
-
-def layers(result: Result) -> Figure:
-    """Distance, entropy, diversity (and focus, where images have masks) of every layer against relative depth.
-
-    Means over images with 95 % bootstrap bands; robust solid and filled, standard dashed and hollow. A measure that no model has
-    is left out; where a model lacks one (a class token has no place to measure a distance from) its line has a gap.
-    """
-    data = result.data
-    shown = [name for name in NUMBERS if name in data and np.isfinite(data[name].values).any()]
-    if not shown:
-        raise InputError("no model of this result has a layer of attention that was measured; expected one with attention")
-    with look():
-        fig = Drawing(figsize=(0.2 + 2.5 * len(shown), 2.3))
-        axes = fig.subplots(1, len(shown), squeeze=False, gridspec_kw={"wspace": 0.34})[0]
-        for ax, name in zip(axes, shown, strict=True):
-            for m in rows(data):
-                v, low, high = (data[name + end].values[m] for end in ("", "_low", "_high"))
-                if np.isfinite(v).any():
-                    _line(ax, data, m, _depth(data, m), v, low, high)
-            ax.set(xlabel="depth (1: the last layer)", ylabel=NUMBERS[name], xlim=(0, 1.04))
-            ax.set_ylim(bottom=0, top=1.03 if name == "entropy" else None)
-            ax.grid(alpha=0.25)
-        if "focus" in shown:
-            axes[-1].axhline(float(data["focus_area"].values.mean()), color="0.35", ls=":", lw=1, label="uniform map (focus)")
-        counts = {int(data[name].attrs["n"]) for name in shown if "n" in data[name].attrs}
-        notes = [f"n = {', '.join(map(str, sorted(counts)))} images; mean over heads and images with 95 % bootstrap bands"]
-        without = [labels(data)[m] for m in rows(data) if not any(np.isfinite(data[name].values[m]).any() for name in shown)]
-        notes += [f"no attention layer: {', '.join(without)}"] if without else []
-        note(fig, _legend(fig, axes, [labels(data)[m] for m in rows(data)]), notes, left=axes[0].get_position().x0)
-    return fig
-
-
-def _depth(data: xr.Dataset, m: int) -> np.ndarray:
-    """Relative depth (k + 1) / layers of every layer of a model, NaN behind its last."""
-    count = sum(bool(str(name)) for name in data["layer"].values[m])
-    at = (np.arange(data.sizes["depth"]) + 1) / max(count, 1)
-    return np.where(at <= 1, at, np.nan)
-
-
-def _line(ax: Axes, data: xr.Dataset, m: int, x: np.ndarray, v: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
-    """One model's line, with a band between the ends of its intervals and a stroke at each point, which may stand alone."""
-    colour, robust = colours(data)[m], bool(data["robust"].values[m])
-    style: dict[str, Any] = {"ls": "-" if robust else "--", "marker": "o", "markerfacecolor": colour if robust else "white"}
-    ax.plot(x, v, color=colour, lw=1.3, markersize=3.2, label=labels(data)[m], **style)
-    ax.fill_between(x, low, high, color=colour, alpha=0.13, lw=0)
-    known = np.isfinite(v)
-    ax.vlines(x[known], low[known], high[known], color=colour, lw=0.8, alpha=0.6)
-
-
-def shift(result: Result) -> Figure:
-    """How far attacks move attention: divergence and accuracy against ε, and divergence by layer × ε for every model.
-
-    The line of a model is the mean over its layers of their means over images, its band the mean of their 95 % intervals; the
-    matrices share one scale in bits.
-    """
-    data, order = result.data, rows(result.data)
-    names, ticks = _sizes(result), range(data.sizes["eps"])
-    with look():
-        across = -(-len(order) // (2 if len(order) > 3 else 1))
-        width = 3.4 + max(1.35 * across, 2.5)
-        fig = Drawing(figsize=(width, 4.2))
-        lines = GridSpec(2, 1, fig, left=0, right=2.5 / width, bottom=0, top=1, hspace=0.16)
-        top = fig.add_subplot(lines[0])
-        under = fig.add_subplot(lines[1], sharex=top)
-        for m in order:
-            if np.isfinite(v := data["divergence"].values[m]).any():
-                known = np.isfinite(v).any(1)
-                means = [data[f"divergence{end}"].values[m][known].mean(0) for end in ("", "_low", "_high")]
-                _line(top, data, m, np.asarray(ticks), *means)
-            _line(under, data, m, np.asarray(ticks), *3 * [data["accuracy"].values[m]])
-        top.set_ylabel("divergence of attention (bits)")
-        top.set_ylim(bottom=0)
-        top.tick_params(labelbottom=False)
-        under.set(ylabel="accuracy", xlabel="ε", ylim=(-0.03, 1.03))
-        under.set_xticks(ticks, names)
-        for ax in (top, under):
-            ax.grid(alpha=0.25)
-        _matrices(fig, data, order, names, across)
-        n = f"n = {data['divergence'].attrs['n']} images; " if "n" in data["divergence"].attrs else ""
-        said = f"{n}divergence: Jensen–Shannon, 0 to 1; line and band: mean over layers of the means and of their 95 % intervals"
-        below = _legend(fig, np.asarray([under]), [labels(data)[m] for m in order], columns=2)
-        note(fig, max(below, 1.15), [said])
-    return fig
-
-
-def _matrices(fig: Figure, data: xr.Dataset, order: list[int], names: list[str], across: int) -> None:
-    """Layers × ε of every model, the first layer on top."""
-    width = fig.get_size_inches()[0]
-    down = -(-len(order) // across)
-    place = GridSpec(down, across, fig, left=3.15 / width, right=1, bottom=0.0, top=0.94, hspace=0.3, wspace=0.22)
-    limit = upper(data["divergence"].values, least=0)
-    for k, m in enumerate(order):
-        ax = fig.add_subplot(place[k % down, k // down])
-        shown = data["divergence"].values[m]
-        shown = shown[np.isfinite(shown).any(1)]
-        ax.set_title(wrap(labels(data)[m]), fontsize=small(wrap(labels(data)[m]), room=16))
-        if not shown.size:
-            ax.text(0.5, 0.5, "no attention\nlayer", transform=ax.transAxes, ha="center", va="center")
-            ax.set(xticks=(), yticks=())
-            ax.axis("off")
-            continue
-        ax.set_xticks(range(len(names)), names if k % down == down - 1 else [], rotation=90)
-        ax.imshow(shown, cmap=NEUTRAL, vmin=0, vmax=limit, aspect="auto", extent=(-0.5, len(names) - 0.5, len(shown) + 0.5, 0.5))
-        ax.yaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
-        ax.tick_params(labelsize=6.5, length=2)
-        ax.set_ylabel("layer, in order" if k < down else "", labelpad=1)
-    height = fig.get_size_inches()[1]
-    at: Any = fig.add_axes((3.15 / width, -0.62 / height, 1 - 3.15 / width, 0.1 / height))
-    mappable = ScalarMappable(Normalize(0, limit), NEUTRAL)
-    fig.colorbar(mappable, cax=at, orientation="horizontal", extend="max", label="divergence (bits), by layer × ε; one scale")
-
-
-def shift_maps(result: Result, image: int | str = 0, *, limit: float | None = None) -> Figure:
-    """What each model looks at in one image as an attack grows: models × ε, over the attacked pictures."""
-    data, order = result.data, rows(result.data)
-    i, maps = position(data, image), data["map"].values
-    limit = limit or upper(maps)
-    with look():
-        fig, axes = _beside(data, i, len(order), data.sizes["eps"])
-        for m, line in zip(order, axes, strict=True):
-            for e, ax in enumerate(line):
-                _panel(ax, data["picture"].values[m, e, i], maps[m, e, i], limit)
-        titles(axes[0], [f"ε = {name}" for name in _sizes(result)])
-        _names(axes, [wrap(labels(data)[m]) for m in order])
-        _bar(fig, axes, _covering(), limit, SCALE)
-    return fig
-
-
-def _sizes(result: Result) -> list[str]:
-    """Every ε as people write it; '(unbounded)' in L∞ alone."""
-    binds = result.params.get("attack", {}).get("norm", "linf") != "linf"
-    values = [float(value) for value in result.data["eps"].values]
-    return [f"{v:g}" if v == 0 or (binds and v >= 1) else epsilon(v).removeprefix("ε = ").replace(" (", "\n(") for v in values]
 
 
 def upper(values: np.ndarray, *, least: float = 2.0) -> float:
@@ -311,7 +173,7 @@ def shortened(names: Sequence[str]) -> list[str]:
     return [f"layer {name}" if name[:1].isdigit() else name for name in kept]
 
 
-def _panel(ax: Axes, picture: np.ndarray, values: np.ndarray, limit: float, query: tuple[float, float] | None = None) -> None:
+def panel(ax: Axes, picture: np.ndarray, values: np.ndarray, limit: float, query: tuple[float, float] | None = None) -> None:
     """A map over the dimmed photograph, with the query's ring; 'not read' where nothing is known."""
     ax.imshow(np.repeat(0.35 + 0.65 * picture.mean(-1, keepdims=True), 3, -1).clip(0, 1))
     if np.isnan(values).all():
@@ -354,7 +216,7 @@ def _readings(data: xr.Dataset) -> list[str]:
     ]
 
 
-def _beside(
+def beside(
     data: xr.Dataset,
     i: int,
     down: int,
@@ -390,35 +252,24 @@ def _model(data: xr.Dataset) -> str:
     return " ".join(labels(data.expand_dims("model") if not data["label"].dims else data)) if "label" in data.coords else ""
 
 
-def _names(axes: np.ndarray, names: Sequence[str]) -> None:
+def name_rows(axes: np.ndarray, names: Sequence[str]) -> None:
     """Names to the left of the rows, beside the photograph, smaller where one is wider than the room there."""
     size = min(small(name, room=16) for name in names)
     for ax, name in zip(axes[:, 0], names, strict=True):
         ax.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=5, fontsize=size)
 
 
-def _covering() -> Colormap:
+def covering() -> Colormap:
     """The maps' colours as they look over a medium grey."""
     seen = mpl.colormaps[SEQUENTIAL](np.linspace(0, 1, 256))
     seen[:, :3] = COVER * seen[:, :3] + (1 - COVER) * (0.35 + 0.65 * 0.5)
     return ListedColormap(seen)
 
 
-def _bar(fig: Figure, axes: np.ndarray, cmap: Colormap, limit: float, text: str) -> None:
+def bar(fig: Figure, axes: np.ndarray, cmap: Colormap, limit: float, text: str) -> None:
     """One horizontal scale from 0 under the grid, as wide as its panels, 2 inches at least."""
     width, height = fig.get_size_inches()
     left, right = axes[-1, 0].get_position().x0, axes[-1, -1].get_position().x1
     at: Any = fig.add_axes((left, -0.22 / height, max(right - left, 2 / width), 0.1 / height))
     fig.colorbar(ScalarMappable(Normalize(0, limit), cmap), cax=at, orientation="horizontal", extend="max")
     at.set_xlabel(text, fontsize=7)
-
-
-def _legend(fig: Figure, axes: np.ndarray, first: Sequence[str], *, columns: int = 4) -> float:
-    """One legend of all panels from their left edge on, `first` in their order; returns the inches under the figure it takes."""
-    known = {name: handle for ax in axes for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
-    found = {name: known[name] for name in dict.fromkeys((*first, *known)) if name in known}
-    height = fig.get_size_inches()[1]
-    box, at = axes[0].get_position(), 0.42 - axes[0].get_position().y0 * height
-    corner = (box.x0, -at / height)
-    fig.legend(found.values(), found.keys(), loc="upper left", bbox_to_anchor=corner, ncols=columns, frameon=False, fontsize=7)
-    return at + 0.16 + 0.145 * -(-len(found) // columns)

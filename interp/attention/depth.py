@@ -1,0 +1,152 @@
+"""Attention in numbers, layer by layer: how far it reaches, how spread it is, how much heads differ, what it finds."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm import tqdm
+
+from interp.attention.capture import Captured, capture
+from interp.attention.layout import has_attention
+from interp.attention.maps import enlarge
+from interp.attention.readings import head_maps
+from interp.attention.statistics import distance, diversity, entropy, focus
+from interp.models.model import Model, model_coords
+from interp.result import Measure, Result, with_interval
+from interp.stats import bootstrap
+from interp.types import Batch, InputError, Masks
+
+MEASURES = (
+    Measure(
+        "distance",
+        "mean attention distance",
+        "Σ_k A[q, k]·‖p_q − p_k‖, mean over patch queries and heads",
+        "arXiv 2010.11929, appendix D.7",
+        "px",
+        "none",
+    ),
+    Measure(
+        "entropy",
+        "entropy of attention",
+        "−Σ_k A[q, k]·ln A[q, k] / ln keys, mean over queries and heads",
+        "Shannon entropy, 1 for uniform attention",
+        "share of its maximum",
+        "none",
+    ),
+    Measure(
+        "diversity",
+        "difference of heads",
+        "Jensen–Shannon divergence between the rows of two heads, mean over pairs and queries",
+        "Lin 1991, doi 10.1109/18.61115",
+        "bits",
+        "none",
+    ),
+    Measure(
+        "focus",
+        "share inside the object",
+        "share of the map, mean over heads, inside the object's mask",
+        "relevance mass accuracy, arXiv 2003.07258, eq. 1",
+        "share",
+        "higher",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class ByLayer:
+    """chunk: images per forward pass."""
+
+    chunk: int = field(default=16, metadata={"cost": True})
+
+
+def attention_by_layer(models: Sequence[Model], batch: Batch, params: ByLayer = ByLayer()) -> Result:
+    """Measure every attention layer of every model, one layer's weights in memory at a time.
+
+    Measures (model, depth), see MEASURES: means over images with 95 % bootstrap intervals, layers in the order in which they
+    run, NaN behind a model's last; values_NAME (model, depth, image). layer, kind (model, depth): names and kinds, '' behind
+    the last. Channel attention has no distance and no focus, class attention no distance, one head no diversity: NaN. focus,
+    with focus_area (image), the masks' share of the image, which is what a uniform map scores, only where the batch has masks;
+    images without an object are left out of it. Raises InputError where no model has attention.
+    """
+    started = time.perf_counter()
+    for model in models:
+        model.check_images(batch.images.shape)
+    found = [_one(model, batch, params.chunk) for model in tqdm(models, desc="attention by layer", leave=False)]
+    most = max(len(layers) for layers in found)
+    if not most:
+        raise InputError(f"none of {', '.join(m.card.id for m in models)} has attention; its layers cannot be measured")
+    masked = batch.masks is not None
+    values = {m.name: np.full((len(models), most, len(batch)), np.nan) for m in MEASURES if masked or m.name != "focus"}
+    names, kinds = (np.full((len(models), most), "", object) for _ in range(2))
+    for m, layers in enumerate(found):
+        for k, layer in enumerate(layers):
+            names[m, k], kinds[m, k] = layer.name, layer.kind
+            for name, block in values.items():
+                block[m, k] = layer.values[name]
+    data = xr.Dataset(
+        {"layer": (("model", "depth"), names.astype(str)), "kind": (("model", "depth"), kinds.astype(str))},
+        coords=model_coords(models) | {"image": list(batch.ids)},
+    )
+    for measure in (m for m in MEASURES if m.name in values):
+        block = values[measure.name]
+        intervals = [bootstrap(v) for v in block.reshape(-1, len(batch))]
+        attrs = {"unit": measure.unit, "better": measure.better, "n": len(batch), "long_name": measure.title}
+        data = data.assign(with_interval(measure.name, ("model", "depth"), intervals, block.shape[:2], **attrs))
+        data[f"values_{measure.name}"] = (("model", "depth", "image"), block.astype(np.float32))
+    if batch.masks is not None:
+        data["focus_area"] = ("image", batch.masks.float().mean((1, 2)).numpy())
+    title = "Attention by layer"
+    return Result.of("attention_layers", title, data, params=params, models=models, batch=batch, started=started)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    name: str
+    kind: str
+    values: dict[str, np.ndarray]  # (image,) each
+
+
+def _one(model: Model, batch: Batch, chunk: int) -> list[_Layer]:
+    """All layers of one model, in order; none where it has no attention."""
+    if not has_attention(model):
+        return []
+    seen: dict[str, tuple[str, list[dict[str, Tensor]]]] = {}
+    for part in batch.chunks(chunk):
+
+        def consume(layer: Captured, part: Batch = part) -> None:
+            seen.setdefault(layer.name, (layer.kind, []))[1].append(_numbers(layer, part))
+
+        with torch.no_grad(), capture(model, consume=consume):
+            model(part.images.to(model.mean))
+    return [
+        _Layer(name, kind, {key: torch.cat([p[key] for p in parts]).cpu().numpy() for key in parts[0]})
+        for name, (kind, parts) in seen.items()
+    ]
+
+
+def _numbers(layer: Captured, part: Batch) -> dict[str, Tensor]:
+    """The measures of one layer, (image,) each."""
+    geometry = None if layer.kind == "channel" else layer.geometry
+    size = (int(part.images.shape[2]), int(part.images.shape[3]))
+    unknown = torch.full((len(part),), math.nan)
+    return {
+        "distance": unknown if geometry is None else distance(layer.weights, geometry, size).mean(1),
+        "entropy": entropy(layer.weights, geometry).mean(1),
+        "diversity": diversity(layer.weights, geometry),
+        "focus": unknown if geometry is None or part.masks is None else _focus(layer, part.masks, size),
+    }
+
+
+def _focus(layer: Captured, masks: Masks, size: tuple[int, int]) -> Tensor:
+    maps = enlarge(head_maps(layer)[0].abs().mean(1), size).cpu()
+    found, there = torch.full((len(maps),), math.nan), masks.flatten(1).any(1)
+    if bool(there.any()):
+        found[there] = focus(maps[there], masks[there])
+    return found

@@ -1,0 +1,212 @@
+"""The analyses of attention: heads, numbers by layer, what patches attend to, change under attack; equal to their kernels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import interp
+from interp.attacks.pgd import PGD
+from interp.attention.capture import capture
+from interp.attention.depth import ByLayer, attention_by_layer
+from interp.attention.geometry import of_patches
+from interp.attention.heads import Heads, attention_heads
+from interp.attention.layout import attention_layers
+from interp.attention.maps import channel_readout, channel_rows, query_rows
+from interp.attention.queries import Queries, attention_queries
+from interp.attention.readings import How, read
+from interp.attention.statistics import distance
+from interp.models.model import Model
+from interp.plots.attention import channels, heads
+from interp.plots.hover import page
+from interp.plots.layers import layers, shift, shift_maps
+from interp.result import open_result
+from interp.robustness.shift import Shift, attention_shift
+from interp.types import Batch, InputError
+from tests.attention_nets import make as net
+
+FAMILIES = ("xcit", "mobilevit", "cait", "vit_reg", "swin", "mobilevitv2", "beit")
+
+
+def of_family(models: list[Model], family: str) -> Model:
+    return next(m for m in models if m.family == family)
+
+
+def masked(batch: Batch) -> Batch:
+    masks = torch.zeros(len(batch), 32, 32, dtype=torch.bool)
+    masks[:-1, 8:24, 8:24] = True  # the last image shows no object
+    return dataclasses.replace(batch, masks=masks)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_heads_of_every_family_are_its_layers_maps_of_mean_one(name: str, samples: Batch, tmp_path: Path) -> None:
+    model, few = net(name), samples[:2]
+    result = attention_heads([model], few)
+    kinds, data = attention_layers(model), result.data
+    drawn = [layer for layer, kind in kinds.items() if kind != "channel"]
+    assert list(data["layer"].values) == drawn and list(data["kind"].values) == [kinds[layer] for layer in drawn]
+    maps = data["head"].values
+    known = np.isfinite(maps).all((2, 3, 4))
+    assert known.any(1).all() and np.allclose(maps.mean((3, 4))[known], 1, atol=1e-4)
+    assert np.isnan(maps[~known]).all()
+    again = open_result(result.save(tmp_path))
+    heads(again, 1)
+    if "channel" in kinds.values():
+        assert list(data["channel_layer"].values) == [layer for layer, kind in kinds.items() if kind == "channel"]
+        assert np.allclose(data["channels"].sum("column"), 1, atol=1e-4)
+        channels(again, 1)
+
+
+def test_heads_take_one_model_a_layer_and_a_query(tiny_models: list[Model], samples: Batch) -> None:
+    mobilevit, xcit = (of_family(tiny_models, family) for family in ("mobilevit", "xcit"))
+    layer = list(attention_layers(mobilevit))[-1]
+    asked = attention_heads([mobilevit], samples[:1], Heads((layer,), (5, 20)))
+    plain = attention_heads([mobilevit], samples[:1], Heads((layer,)))
+    assert asked.data.sizes["layer"] == 1 and asked.data.attrs["query"] == "5,20" and asked.key != plain.key
+    assert not np.allclose(asked.data["head"], plain.data["head"])
+    assert str(attention_heads([xcit], samples[:1], Heads(query=(0, 0))).data["how"].values[-1]).startswith("not read: the only")
+    with pytest.raises(InputError, match="one model at a time"):
+        attention_heads(tiny_models, samples[:1])
+    with pytest.raises(InputError, match="no attention layer is called top"):
+        attention_heads([xcit], samples[:1], Heads(("top",)))
+    with pytest.raises(InputError, match="no attention"):
+        attention_heads([of_family(tiny_models, "resnet")], samples[:1])
+
+
+def test_channel_rows_are_readouts_of_the_channel_that_stands_out() -> None:
+    grid = of_patches((2, 3))
+    values = torch.full((1, 1, 6, 6), 1e-3) + torch.eye(6)  # channel i stands at token i
+    weights = torch.eye(6).roll(1, 1)[None, None]  # and reads channel i + 1
+    rows = channel_rows(weights, values, grid)
+    assert torch.allclose(rows[0], torch.eye(6).roll(1, 1), atol=1e-4)
+    weights = torch.rand(2, 3, 6, 6, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    rows = channel_rows(weights, values.expand(2, 3, -1, -1), grid)
+    for channel in range(6):
+        one = channel_readout(weights, values.expand(2, 3, -1, -1), grid, channel=channel).mean(1).flatten(1)
+        assert torch.allclose(rows[:, channel], one, atol=1e-6)
+    assert torch.allclose(rows.sum(-1), torch.ones(2, 6))
+    uniform = torch.full((1, 1, 6, 6), 1 / 6)
+    assert torch.allclose(channel_readout(uniform, values, grid), channel_readout(uniform, values, grid, channel=2))
+
+
+def test_the_derived_reading_of_a_query_is_its_row_of_the_page(tiny_models: list[Model], samples: Batch) -> None:
+    xcit, few = of_family(tiny_models, "xcit"), samples[:2]
+    data = attention_queries([xcit], few).data
+    maps = read(xcit, few.images, method="channels", how=How(query=(9, 30))).maps
+    at = 2 * 8 + 7  # patches of 4 pixels
+    row = data["rows"].values[0, :, at] / 255 * data["peak"].values[0, :, at, None] / 64
+    assert np.allclose(row, maps.flatten(1), atol=1 / 255 * float(maps.max()))
+    assert "derived" in str(data["own"].values[0])
+    with pytest.raises(InputError, match="mean over heads"):
+        read(xcit, few.images, method="channels", how=How(query=(0, 0), head=1))
+
+
+def test_queries_hold_the_weights_to_one_part_in_255(tiny_models: list[Model], samples: Batch) -> None:
+    few = samples[:3]
+    data = attention_queries(tiny_models, few, Queries(chunk=2)).data
+    m = [model.family for model in tiny_models].index("mobilevit")
+    with torch.no_grad(), capture(tiny_models[m]) as recorder:
+        tiny_models[m](few.images)
+    layer = recorder.layers[-1]
+    assert layer.geometry is not None and tuple(data["size"].values[m]) == layer.geometry.size
+    exact, n = query_rows(layer.weights, layer.geometry), layer.geometry.positions
+    read_back = data["rows"].values[m, :, :n, :n] / 255 * data["peak"].values[m, :, :n, None] / n
+    assert np.allclose(read_back, exact, atol=float(exact.max()) / 500)
+    resnet = [model.family for model in tiny_models].index("resnet")
+    assert str(data["own"].values[resnet]) == "not read: it has no attention" and not data["rows"].values[resnet].any()
+    with pytest.raises(InputError, match="no model has a layer in which patches ask"):
+        attention_queries([tiny_models[resnet]], few)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_has_a_page(name: str, samples: Batch) -> None:
+    result = attention_queries([net(name)], samples[:1])
+    assert result.data["peak"].values.min() > 0 and "</html>" in page(result)
+
+
+def test_numbers_by_layer_are_those_of_the_kernels_whatever_the_chunk(tiny_models: list[Model], samples: Batch) -> None:
+    few = masked(samples[:3])
+    whole, parts = (attention_by_layer(tiny_models, few, ByLayer(chunk)) for chunk in (3, 2))
+    assert whole.key == parts.key
+    data = whole.data
+    for name in ("distance", "entropy", "diversity", "focus"):
+        assert np.allclose(data[f"values_{name}"], parts.data[f"values_{name}"], atol=1e-5, equal_nan=True)
+    m = [model.family for model in tiny_models].index("mobilevit")
+    with torch.no_grad(), capture(tiny_models[m]) as recorder:
+        tiny_models[m](few.images)
+    assert list(data["layer"].values[m]) == [layer.name for layer in recorder.layers]
+    last = recorder.layers[-1]
+    assert last.geometry is not None
+    reach = distance(last.weights, last.geometry, (32, 32)).mean(1)
+    assert np.allclose(data["values_distance"][m, -1], reach, atol=1e-5)
+    assert np.isfinite(data["values_focus"][m, :, :2]).all() and np.isnan(data["values_focus"][m, :, 2]).all()
+    assert np.allclose(data["focus_area"], [0.25, 0.25, 0])
+    layers(whole)
+
+
+def test_channel_and_class_attention_have_no_distance(tiny_models: list[Model], samples: Batch) -> None:
+    data = attention_by_layer([of_family(tiny_models, "xcit")], samples[:2]).data
+    assert list(data["kind"].values[0]) == ["channel", "channel", "class", "class"]
+    assert np.isnan(data["distance"]).all() and np.isfinite(data["entropy"]).all() and "focus" not in data
+    with pytest.raises(InputError, match="has attention"):
+        attention_by_layer([of_family(tiny_models, "resnet")], samples[:2])
+
+
+def test_shift_is_zero_without_attack_and_grows_with_it(tiny_models: list[Model], samples: Batch) -> None:
+    few = samples[:3]
+    params = Shift((1 / 255, 64 / 255), PGD(1 / 255, steps=5))
+    result, parts = (attention_shift(tiny_models, few, dataclasses.replace(params, chunk=chunk)) for chunk in (3, 2))
+    data = result.data
+    assert result.key == parts.key
+    assert np.allclose(data["values_divergence"], parts.data["values_divergence"], atol=1e-5, equal_nan=True)
+    for m, model in enumerate(tiny_models):
+        moved = data["divergence"].values[m]
+        if model.family == "resnet":
+            assert np.isnan(moved).all()
+            continue
+        moved = moved[data["layer"].values[m] != ""]
+        assert (moved[:, 0] == 0).all() and (moved[:, 2].mean() > moved[:, 1].mean() > 0)
+    assert (np.diff(data["accuracy"], axis=1) <= 0).all()
+    assert np.allclose(data["picture"][:, 0], data["original"]) and float(abs(data["picture"] - data["original"]).max()) <= 0.252
+    assert np.allclose(data["map"].mean(("y", "x")), 1, atol=1e-3)
+    shift(result)
+    shift_maps(result, 1)
+
+
+@pytest.mark.parametrize("eps", [(), (0.0, 0.1), (0.2, 0.1), (0.1, 0.1)])
+def test_sizes_of_an_attack_grow_from_above_zero(eps: tuple[float, ...]) -> None:
+    with pytest.raises(InputError, match="each larger"):
+        Shift(eps)
+
+
+def test_the_packages_are_called_like_their_analyses(tiny_models: list[Model], samples: Batch) -> None:
+    called = interp.attention(tiny_models[:1], samples[:1], interp.Attend(("gradcam",)))
+    assert called.kind == "attention" and list(called.data["method"].values) == ["gradcam"]
+    assert callable(interp.faithfulness) and interp.attention.__name__ == "interp.attention"
+
+
+def test_one_command_writes_maps_heads_numbers_page_and_attack(
+    run: Callable[..., tuple[int, str, str]], checkpoints: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    code, said, error = run("attention", "-n", 2, "--under-attack", "8/255", "--steps", 2, "--out-dir", out)
+    assert code == 0, error
+    for name in (
+        "attention.png",
+        "heads_tiny_linf_0.png",
+        "channels_tiny_standard_0.png",
+        "attention_layers.png",
+        "attention.html",
+        "attention_shift.png",
+        "attention_shift_1.png",
+    ):
+        assert (out / name).is_file() and name in said.replace("\n", "")
+    kinds = {path.name.rpartition("-")[0] for path in (out / "results").iterdir()}
+    assert kinds == {"attention", "attention_heads", "attention_layers", "attention_queries", "attention_shift"}
+    (found,) = (out / "results").glob("attention_shift-*.nc")
+    assert np.allclose(open_result(found).data["eps"], np.array([0, 2, 4, 8]) / 255)
