@@ -489,7 +489,7 @@ CLASS, PATCHES = GEOMETRIES["class"], GEOMETRIES["patches"]
         (lambda: class_map(weights_for(PATCHES), PATCHES), "no class token"),
         (lambda: query_map(weights_for(PATCHES), PATCHES, y=3, x=0), "outside the grid"),
         (lambda: query_map(weights_for(PATCHES), PATCHES, y=0, x=-1), "outside the grid"),
-        (lambda: query_map(weights_for(CLASS, rows=1), CLASS, y=0, x=0), "use class_map"),
+        (lambda: query_map(weights_for(CLASS, rows=1), CLASS, y=0, x=0), "no other position asks"),
         (lambda: channel_readout(torch.ones(1, 1, 2, 2), torch.ones(1, 1, 2, 15), PATCHES, channel=2), "expected 0 to 1"),
         (lambda: enlarge(torch.zeros(4, 4), (8, 8)), r"\(n, h, w\)"),
     ],

@@ -246,5 +246,5 @@ def read(model: Model, x: Images, targets: Labels | None = None, *, method: str 
     if method not in METHODS:
         raise InputError(f"method is {method!r}; expected {', '.join(METHODS)}")
     if not has_attention(model) and method not in ("auto", *CAMS):
-        raise InputError(f"{layout_of(model).family} has no attention; {', '.join(CAMS)} can be read of it")
+        raise InputError(f"{layout_of(model).family} has no attention; take a class activation map")
     return METHODS[method](model, x, targets, how)

@@ -97,8 +97,8 @@ def heads(result: Result, image: int | str = 0, *, limit: float | None = None) -
     Raises InputError where none of its layers can be drawn on the image.
     """
     data = result.data
-    if "head" not in data:
-        raise InputError("none of these layers has a place in the image; `channels` draws attention between channels")
+    if "head" not in data or not data["head"].notnull().any():
+        raise InputError("none of these layers can be drawn on the image; `channels` draws attention between channels")
     i, maps = position(data, image), data["head"].values
     limit, query = limit or upper(maps), _query(data)
     with look():
@@ -203,15 +203,18 @@ def _ringed(query: tuple[float, float] | None) -> list[str]:
 
 
 def _readings(data: xr.Dataset) -> list[str]:
-    """How the panels were read, or why not: one line for the models that share a method and its words."""
+    """How the panels were read, or why not: one line for the models and methods that share their words."""
     order, said = rows(data), dict[tuple[str, str], list[str]]()
     for k, method in enumerate(data["method"].values):
         for m in order:
             said.setdefault((str(method), str(data["how"].values[m, k])), []).append(labels(data)[m])
+    shared: dict[tuple[str, str], list[str]] = {}
+    for (method, words), who in said.items():
+        shared.setdefault((words, ", ".join(who) if len(who) < len(order) else ""), []).append(method)
     several = data.sizes["method"] > 1
     return [
-        ": ".join([*([method] if several else []), *([", ".join(who)] if len(who) < len(order) else []), words])
-        for (method, words), who in said.items()
+        ": ".join([*([", ".join(methods)] if several else []), *([who] if who else []), words])
+        for (words, who), methods in shared.items()
         if words
     ]
 
