@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import os
 import pickle
 import signal
@@ -122,6 +123,13 @@ BAD: dict[str, tuple[list[str], str]] = {
     "over": (["gradients", "tiny_linf", "--over", "time"], "over is 'time'; expected one of steps, noise, path"),
     "images": (["attention", "tiny_linf", "--images", "cifar"], "'cifar' is no image source; expected samples:cifar10"),
     "samples": (["attention", "tiny_linf", "--images", "samples:mnist"], "no samples 'mnist'"),
+    "method to judge": (
+        ["faithfulness", "--methods", "saliency,salience"],
+        "there is no method 'salience'; expected some of saliency",
+    ),
+    "method to judge twice": (["faithfulness", "--methods", "raw,attention"], "expected each once"),
+    "filling": (["faithfulness", "--baseline", "red"], "baseline is 'red'; expected one of black, mean, blur, noise"),
+    "patch": (["faithfulness", "tiny_linf", "-n", "1", "--patch", "5"], "patches of 5 pixels do not tile an image of 32 × 32"),
     "no labels": (["accuracy", "tiny_linf", "--images", "whole.png"], "accuracy needs labelled images"),
     "n = 0": (["accuracy", "tiny_linf", "-n", "0"], "0 images were asked for; expected at least 1"),
     "n = 0, attention": (["attention", "tiny_linf", "-n", "0"], "0 images were asked for; expected at least 1"),
@@ -267,6 +275,44 @@ def test_syntheses_and_inversions_are_not_bound_by_default(
     d = 3 * 32 * 32
     asked = {"linf": 15, "l2": 40 if command == "invert" else 56, "l1": d}[norm]
     assert eps == asked and (eps >= {"linf": 1, "l2": d**0.5, "l1": d}[norm] or command == "invert")
+
+
+def test_faithfulness_takes_its_options_and_prints_its_table(checkpoints: Path, tmp_path: Path, run: Run) -> None:
+    argv = [
+        "-n",
+        "1",
+        "--steps",
+        "2",
+        "--patch",
+        "16",
+        "--methods",
+        "raw",
+        "--no-randomise",
+        "--baseline",
+        "black",
+        "--seed",
+        "3",
+    ]
+    code, printed, _ = run("faithfulness", *argv, "--chunk", "5", "--out-dir", tmp_path)
+    assert code == 0
+    result = interp.open(next((tmp_path / "results").iterdir()))
+    asked = {"methods": ["attention"], "steps": 2, "patch": 16, "randomise": False, "baseline": "black", "seed": 3, "example": 0}
+    assert result.params == asked
+    assert result.data["model"].values.tolist() == ["tiny_linf", "tiny_standard"] and result.data.sizes["image"] == 1
+    assert "randomisation_similarity" not in result.data
+    assert (tmp_path / "faithfulness.png").read_bytes().startswith(b"\x89PNG")
+    assert printed.startswith(f"wrote {tmp_path / 'faithfulness.png'}") and all(
+        str(v) in printed for v in result.data["label"].values
+    )
+
+
+def test_faithfulness_lists_its_methods_and_starts_with_the_default_ones() -> None:
+    from interp.cli.attention import faithfulness
+    from interp.faithfulness.methods import DEFAULT, SHORT, named
+
+    assert named(inspect.signature(faithfulness).parameters["methods"].default.split(",")) == DEFAULT
+    words = words_of_help("faithfulness").replace(":", ",").replace(".", ",")
+    assert all(f" {name}," in words for name in SHORT)
 
 
 def test_gradients_take_norm_and_seed(checkpoints: Path, tmp_path: Path, run: Run) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import itertools
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -11,18 +13,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from scipy.stats import spearmanr
 from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
 import interp
+from interp.attention.maps import enlarge
+from interp.attention.readings import read
 from interp.attributes.edges import sobel
+from interp.cli import attention
 from interp.faithfulness.baselines import centre, edges, flat, noise, smooth_noise
 from interp.faithfulness.curves import Flips, deletion, filling, flipped, insertion, pixel_flipping, ranks
 from interp.faithfulness.faithfulness import MEASURES, RANDOMISATION, Faithfulness, faithfulness
-from interp.faithfulness.methods import CONTROLS, METHODS, saliency
+from interp.faithfulness.methods import CONTROLS, DEFAULT, METHODS, READINGS, SHORT, named, saliency
 from interp.faithfulness.randomisation import by_layer, fully_randomised, randomised, spearman, ssim
 from interp.models.model import Model
+from interp.plots.faithfulness import unread
 from interp.types import Batch, Card, InputError, Preprocess
 
 SIDE, SQUARE = 16, (slice(4, 8), slice(4, 12))  # a planted square of 32 of 256 pixels
@@ -365,15 +372,15 @@ def test_the_table_trusts_the_planted_map_and_no_noise() -> None:
         "noise": lambda _m, x, _y: noise(x, seed=5),
         "fails": lambda _m, x, _y: (_ for _ in ()).throw(InputError("no such layer")),
     }
-    data = faithfulness([Model(Planted(), PLANTED)], batch, table, Faithfulness(tuple(table), 32, "black", 2)).data.isel(model=0)
-    assert (
-        data["trusted"].sel({"method": "square"}).item() == "better than random and edges by deletion, insertion, pixel flipping"
-    )
-    assert data["trusted"].sel({"method": "noise"}).item().startswith("not shown to be better than random and edges by deletion")
+    whole = faithfulness([Model(Planted(), PLANTED)], batch, Faithfulness(tuple(table), 32, "black", 2), maps_of=table).data
+    data = whole.isel(model=0)
+    assert data["trusted"].sel({"method": "square"}).item() == "better by all measures"
+    assert data["trusted"].sel({"method": "noise"}).item() == "not shown to be better"
     assert data["trusted"].sel({"method": "fails"}).item() == "not read: no such layer"
     assert data["trusted"].sel({"method": "edges"}).item() == "a control"
     assert np.isnan(data["deletion_auc"].sel({"method": "fails"}).item())
     assert data["deletion_auc_n"].sel({"method": "fails"}).item() == 0
+    assert unread(whole) == ["Not read: fails of planted: no such layer."]
     assert data["randomisation_similarity"].sel({"method": "square"}).item() == pytest.approx(1)
     assert np.isnan(data["randomisation_similarity"].sel({"method": "uniform"}).item())  # undefined for a constant map
     assert data["randomisation_similarity_n"].sel({"method": "uniform"}).item() == 0
@@ -386,19 +393,19 @@ def test_a_method_that_needs_what_was_learnt_keeps_its_other_measures() -> None:
         return planted().expand(len(x), -1, -1)
 
     trained = Model(Planted(), PLANTED)
-    data = faithfulness([trained], Batch(white(6), zeros(6)), {"it": only_trained}, Faithfulness(("it",), 8)).data.isel(
+    data = faithfulness([trained], Batch(white(6), zeros(6)), Faithfulness(("it",), 8), maps_of={"it": only_trained}).data.isel(
         model=0, method=0
     )
     assert np.isnan(data["randomisation_similarity"])
     assert np.isfinite(data["deletion_auc"])
-    assert data["trusted"].item().startswith("better than random and edges")
+    assert data["trusted"].item() == "better by all measures"
 
 
 def test_few_images_are_not_judged() -> None:
     table = {"square": lambda _m, x, _y: planted().expand(len(x), -1, -1)}
     params = Faithfulness(("square",), 8, randomise=False)
-    data = faithfulness([Model(Planted(), PLANTED)], Batch(white(5), zeros(5)), table, params).data.isel(model=0)
-    assert data["trusted"].sel({"method": "square"}).item() == "not judged: 5 images, at least 6 are needed"
+    data = faithfulness([Model(Planted(), PLANTED)], Batch(white(5), zeros(5)), params, maps_of=table).data.isel(model=0)
+    assert data["trusted"].sel({"method": "square"}).item() == "not judged below 6 images"
     assert RANDOMISATION.name not in data
 
 
@@ -442,7 +449,7 @@ def test_nothing_is_left_on_the_models(tiny: Callable[..., Model], samples: Batc
     model = tiny("xcit")
     table: dict[str, Any] = {**METHODS, "fails": lambda m, x, y: METHODS["Grad-CAM"](m, x, y + 100)}
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    data = faithfulness([model], samples[:1], table, Faithfulness(("Grad-CAM", "fails"), 2, patch=16)).data.isel(model=0)
+    data = faithfulness([model], samples[:1], Faithfulness(("Grad-CAM", "fails"), 2, patch=16), maps_of=table).data.isel(model=0)
     assert "not read" in data["trusted"].sel({"method": "fails"}).item()
     assert not [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks]
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
@@ -456,6 +463,98 @@ def test_methods_know_their_limits() -> None:
     assert torch.allclose(METHODS["SmoothGrad"](model, x, y), planted().expand(2, -1, -1) / 32, atol=1e-6)
     gain = (model(x) - model(torch.full_like(x, 0.5)))[:, 0]
     assert torch.allclose(METHODS["integrated gradients"](model, x, y).sum((1, 2)), gain, atol=1e-5)
+
+
+OF_ATTENTION = ("attention", "gradient × attention")
+
+
+@pytest.fixture(scope="module")
+def by_default(tiny_models: list[Model], samples: Batch) -> interp.Result:
+    return faithfulness(tiny_models, samples[:1], Faithfulness(steps=2, patch=16, randomise=False))
+
+
+def test_default_methods_are_read_on_all_families(by_default: interp.Result) -> None:
+    data = by_default.data
+    assert data["method"].values.tolist() == [*DEFAULT, *CONTROLS]
+    absent = {
+        (model, method) for model in data["model"].values for method in data["method"].values if _absent(data, model, method)
+    }
+    assert absent == {("tiny_resnet", method) for method in OF_ATTENTION}
+    assert (np.isnan(data["deletion_auc"]) == np.isnan(data["insertion_auc"])).all()
+    assert int(np.isnan(data["deletion_auc"]).sum()) == len(absent)
+    (said,) = unread(data)
+    assert said.startswith("Not read: attention, gradient × attention of tiny_resnet: ") and "no attention" in said
+
+
+def test_the_printed_table_has_every_number_and_each_reason_once(
+    by_default: interp.Result, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "out", Console(width=120))
+    attention.print_verdicts(by_default)
+    lines, data = capsys.readouterr().out.splitlines(), by_default.data
+    assert max(map(len, lines)) <= 120
+    names = [str(name) for name in data["label"].values]
+    where = {line.strip(): k for k, line in enumerate(lines) if line.strip() in names}
+    assert sorted(where) == sorted(names)
+    for (m, name), (k, method) in itertools.product(enumerate(names), enumerate(data["method"].values)):
+        row = next(line for line in lines[where[name] :] if line.startswith(f"  {method}  "))
+        shown = [data[measure.name].values[m, k] for measure in MEASURES]
+        assert re.findall(r"(\S+) \[", row) == ([f"{v:.3f}" for v in shown] if np.isfinite(shown[0]) else [])
+        assert ("not read" in row) == (not np.isfinite(shown[0]))
+    assert " ".join(" ".join(lines).split()).count(unread(data)[0]) == 1
+
+
+def _absent(data: Any, model: str, method: str) -> bool:
+    return str(data["trusted"].sel({"model": model, "method": method}).item()).startswith("not read")
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("xcit", name) for name in READINGS]
+    + [(f, name) for f in ("mobilevit", "resnet") for name in ("raw", "channels", "rollout", "chefer", "gradcam")],
+)
+def test_maps_are_what_is_read_enlarged_and_do_not_depend_on_the_batch(
+    tiny: Callable[..., Model], samples: Batch, family: str, name: str
+) -> None:
+    model, x = tiny(family), samples.images[:2]
+    y, method = torch.tensor([3, 1]), METHODS[READINGS[name]]
+    try:
+        expected = enlarge(read(model, x, y, method=name).maps, (32, 32))
+    except InputError as reason:
+        with pytest.raises(InputError) as caught:
+            method(model, x, y)
+        assert str(caught.value) == str(reason)
+        assert (family, name) in APPLIES_NOT
+        return
+    assert (family, name) not in APPLIES_NOT
+    found = method(model, x, y)
+    assert torch.equal(found, expected)
+    alone = torch.cat([method(model, x[[i]], y[[i]]) for i in range(2)])
+    assert torch.allclose(alone, found, rtol=1e-4, atol=1e-4 * found.max().item())
+    other = method(fully_randomised(model), x, y)
+    assert other.isfinite().all() and not torch.allclose(other, found, rtol=1e-3)
+
+
+APPLIES_NOT = {("resnet", name) for name in ("raw", "channels", "rollout", "chefer")} | {("mobilevit", "channels")}
+
+
+@pytest.mark.parametrize("name", DEFAULT[:3])
+def test_gradients_do_not_depend_on_the_batch(tiny: Callable[..., Model], samples: Batch, name: str) -> None:
+    model, x, y = tiny("xcit"), samples.images[:3], torch.tensor([3, 1, 4])
+    whole = METHODS[name](model, x, y)
+    alone = torch.cat([METHODS[name](model, x[[i]], y[[i]]) for i in range(3)])
+    assert torch.allclose(alone, whole, atol=1e-4 * whole.abs().max().item())
+
+
+def test_methods_are_named_shortly_or_in_full() -> None:
+    assert named(["smoothgrad", "raw", "attention", "Grad-CAM", "chefer"]) == (
+        "SmoothGrad", "attention", "attention", "Grad-CAM", "gradient × attention",
+    )  # fmt: skip
+    assert sorted(named(SHORT)) == sorted(METHODS)
+    with pytest.raises(
+        InputError, match=r"no method 'salience'; expected some of saliency, integrated-gradients, smoothgrad, raw,"
+    ):
+        named(["saliency", "salience"])
 
 
 def test_wrong_questions_are_refused(tiny_models: list[Model], samples: Batch) -> None:

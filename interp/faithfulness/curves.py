@@ -134,10 +134,9 @@ def flipped(model: nn.Module, y: Labels, maps: Maps, *, start: Images, end: Imag
     image, there are more steps than patches, or a label is no class of the model.
     """
     _check(maps, y, start)
+    count = squares(start, how)
     rank = ranks(maps, start, how)
-    features = rank.shape[1] * rank.shape[2] * rank.shape[3] // how.patch**2
-    if how.steps > features:
-        raise InputError(f"{how.steps} steps were asked for, but there are {features} squares to change; take fewer steps")
+    features = count * rank.shape[1]
     first = torch.arange(how.steps + 1, device=rank.device) * features // how.steps
     net = engine(model, tuple(start.shape), passes=len(start) * len(first)).reader
 
@@ -155,15 +154,23 @@ def flipped(model: nn.Module, y: Labels, maps: Maps, *, start: Images, end: Imag
     return Curve((first / features).to(scores), scores.view(len(start), -1))
 
 
+def squares(x: Images, how: Flips) -> int:
+    """The number of squares of an image; raises InputError where the patch does not divide it, or there are more steps."""
+    h, w = x.shape[2:]
+    if h % how.patch or w % how.patch:
+        raise InputError(f"patches of {how.patch} pixels do not tile an image of {h} × {w}; take a divisor of both sides")
+    found = h * w // how.patch**2
+    if how.steps > found:
+        raise InputError(f"{how.steps} steps were asked for, but there are {found} squares to change; take fewer steps")
+    return found
+
+
 def ranks(maps: Maps, x: Images, how: Flips = Flips()) -> Tensor:
     """The place of each pixel in its map's order, 0 the largest: (n, 1, h, w) int32, equal inside a patch.
 
-    x (n, 3, h, w): the images whose pixels seed the order of ties. ties 'argsort' with patch 1 gives every channel of a pixel
-    its own place, (n, 3, h, w): quantus sorts the map repeated over channels.
+    x (n, 3, h, w): the images whose pixels seed the order of ties; the patch divides both sides. ties 'argsort' with patch 1
+    gives every channel of a pixel its own place, (n, 3, h, w): quantus sorts the map repeated over channels.
     """
-    h, w = maps.shape[1:]
-    if h % how.patch or w % how.patch:
-        raise InputError(f"patches of {how.patch} pixels do not tile an image of {h} × {w}; take a divisor of both sides")
     values = maps[:, None]
     if how.patch > 1:
         values = F.avg_pool2d(values.to(wide(maps)), how.patch)

@@ -6,12 +6,13 @@ Every method looks at the logit of the label. Random numbers belong to an image 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TypeAlias
 
 from torch import nn
 
-from interp.attention.cam import cam
 from interp.attention.maps import enlarge
+from interp.attention.readings import TITLES, read
 from interp.faithfulness.baselines import centre, edges, flat, noise, smooth_noise
 from interp.faithfulness.draws import normals
 from interp.gradients.fold import Folded, fold
@@ -19,11 +20,12 @@ from interp.gradients.paths import baseline
 from interp.gradients.sources import Draw, along, blocks, gradient, noisy
 from interp.models.engine import engine
 from interp.models.model import Model
-from interp.types import Images, Labels, Maps
+from interp.types import Images, InputError, Labels, Maps
 
 Method: TypeAlias = Callable[[Model, Images, Labels], Maps]
 DRAWS, SIGMA = 32, 0.1  # points per image of integrated gradients and SmoothGrad, width of its noise in units of [0, 1]
 RANDOM, EDGES = "random", "edges"
+READINGS = {name: title for name, title in TITLES.items() if name != "auto"}  # which is another, model by model
 
 
 def saliency(model: Model, x: Images, y: Labels) -> Maps:
@@ -44,9 +46,9 @@ def smoothgrad(model: Model, x: Images, y: Labels) -> Maps:
     return _folded(model, x, y, points).running.mean.abs().sum(1)
 
 
-def grad_cam(model: Model, x: Images, y: Labels) -> Maps:
-    """Grad-CAM at the family's layer, enlarged bilinearly."""
-    return enlarge(cam(model, x, y), (int(x.shape[2]), int(x.shape[3])))
+def reading(model: Model, x: Images, y: Labels, *, method: str) -> Maps:
+    """What `read` reads by a method of READINGS, enlarged bilinearly; InputError, with the reason, where it does not apply."""
+    return enlarge(read(model, x, y, method=method).maps, (int(x.shape[2]), int(x.shape[3])))
 
 
 def _net(model: Model, x: Images) -> nn.Module:
@@ -61,7 +63,14 @@ METHODS: Mapping[str, Method] = {
     "saliency": saliency,
     "integrated gradients": integrated_gradients,
     "SmoothGrad": smoothgrad,
-    "Grad-CAM": grad_cam,
+    **{title: partial(reading, method=name) for name, title in READINGS.items()},
+}
+DEFAULT = ("saliency", "integrated gradients", "SmoothGrad", "Grad-CAM", "attention", "gradient × attention")
+SHORT: Mapping[str, str] = {
+    "saliency": "saliency",
+    "integrated-gradients": "integrated gradients",
+    "smoothgrad": "SmoothGrad",
+    **READINGS,
 }
 CONTROLS: Mapping[str, Method] = {
     RANDOM: lambda _model, x, _y: noise(x),
@@ -70,3 +79,11 @@ CONTROLS: Mapping[str, Method] = {
     "centre": lambda _model, x, _y: centre(x),
     "uniform": lambda _model, x, _y: flat(x),
 }
+
+
+def named(words: Iterable[str]) -> tuple[str, ...]:
+    """Names in METHODS of methods that are called so there, or in SHORT; raises InputError, which lists SHORT, for others."""
+    found = tuple(SHORT.get(word, word) for word in words)
+    if missing := [name for name in found if name not in METHODS]:
+        raise InputError(f"there is no method {', '.join(map(repr, missing))}; expected some of {', '.join(SHORT)}")
+    return found
