@@ -146,3 +146,50 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
         for v in (a.flatten(1), b.flatten(1))
     )
     return torch.linalg.vecdot(one, other)
+
+
+class Paired(NamedTuple):
+    """Paired differences: their means (k,), 95 % intervals, two-sided p-values and counts."""
+
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    p: np.ndarray
+    n: np.ndarray
+
+
+def paired(differences: npt.ArrayLike, *, draws: int = 20000, seed: int = 0) -> Paired:
+    """Bootstrap over images of k series of paired differences (n, k), all drawn alike; NaN values are left out of their series.
+
+    Intervals are percentiles. p is the share of draws of the centred differences whose mean is as far from 0 as the one found,
+    (1 + count)/(draws + 1) (Davison & Hinkley 1997, section 4.4), so it is never below 1/(draws + 1). Limits: differences that
+    are all 0 have p = 1; a series without numbers is NaN. Memory does not grow with draws × n.
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    known = np.isfinite(d)
+    filled, count = np.where(known, d, 0.0), known.sum(0)
+    mean = np.where(count > 0, filled.sum(0) / np.maximum(count, 1), np.nan)
+    rng, found = np.random.default_rng(seed), []
+    for start in range(0, draws, 500):
+        block = min(500, draws - start)
+        times = rng.multinomial(len(d), np.full(len(d), 1 / len(d)), size=block).astype(np.float64)
+        seen = times @ known
+        found.append(np.where(seen > 0, times @ filled / np.maximum(seen, 1), mean))
+    means = np.concatenate(found)
+    low, high = np.quantile(means, [0.025, 0.975], axis=0)
+    far = np.abs(means - mean) >= np.abs(mean) - 1e-12
+    p = np.where(count > 0, (1 + far.sum(0)) / (draws + 1), np.nan)
+    return Paired(mean, low, high, p, count)
+
+
+def holm(p: npt.ArrayLike) -> np.ndarray:
+    """p-values adjusted for their number (Holm 1979), in the shape given; NaN stays and does not count."""
+    given = np.asarray(p, dtype=np.float64)
+    out, known = np.full(given.shape, np.nan), np.isfinite(given)
+    values = given[known]
+    order = values.argsort(kind="stable")
+    steps = np.maximum.accumulate((len(values) - np.arange(len(values))) * values[order])
+    adjusted = np.empty_like(values)
+    adjusted[order] = steps.clip(max=1.0)
+    out[known] = adjusted
+    return out

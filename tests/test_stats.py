@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from torch import Tensor
 
-from interp.stats import Running, bootstrap, cosine, wilson
+from interp.stats import Running, bootstrap, cosine, holm, paired, wilson
 
 FIELDS = ("mean", "absolute", "variance", "agreement")
 
@@ -214,3 +214,28 @@ def test_cosine_per_sample() -> None:
     flat = a.flatten(1).numpy()
     want = (flat[0] @ flat[1]) / np.linalg.norm(flat[0]) / np.linalg.norm(flat[1])
     assert float(cosine(a[:1], a[1:2])) == pytest.approx(float(want), abs=1e-6)
+
+
+def test_holm_is_the_step_down_rule_and_leaves_nan_out() -> None:
+    # 0.01·4, 0.02·3, 0.03·2, 0.04·1, each at least the one before
+    adjusted = holm([[0.01, 0.04], [np.nan, 0.03], [0.02, np.nan]])
+    assert np.allclose(adjusted, [[0.04, 0.06], [np.nan, 0.06], [0.06, np.nan]], equal_nan=True)
+    assert holm([0.6, 0.9]).tolist() == [1.0, 1.0] and holm([]).size == 0
+
+
+def test_paired_differences_have_the_interval_of_the_bootstrap_and_p_of_their_size() -> None:
+    rng = np.random.default_rng(0)
+    d = np.stack([rng.normal(0, 1, 200), rng.normal(0.5, 1, 200), np.zeros(200), np.full(200, 0.2), np.full(200, np.nan)], 1)
+    d[:50, 1] = np.nan
+    found = paired(d, draws=4000)
+    assert found.n.tolist() == [200, 150, 200, 200, 0] and np.allclose(found.mean[:4], np.nanmean(d[:, :4], 0))
+    one = bootstrap(d[:, 1], draws=4000)
+    assert abs(found.low[1] - one.low) < 0.03 and abs(found.high[1] - one.high) < 0.03
+    assert found.p[0] > 0.05 and found.p[1] < 0.001 and found.p[2] == 1 and found.p[3] == 1 / 4001 and np.isnan(found.p[4])
+    assert np.array_equal(found.p[:1], paired(d[:, :1], draws=4000).p)  # a series does not depend on those beside it
+
+
+def test_p_of_no_difference_is_below_5_percent_one_time_in_20() -> None:
+    d = np.random.default_rng(1).standard_t(5, (60, 400))
+    share = float((paired(d, draws=1000).p < 0.05).mean())
+    assert 0.025 < share < 0.095  # 0.05 ± 4 standard errors of 400 series

@@ -52,8 +52,9 @@ def look() -> Iterator[None]:
 def save(fig: Figure, folder: Path, name: str) -> Path:
     """Write NAME.png and NAME.pdf without time stamps and return the PNG's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    fig.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Producer": None}, bbox_inches="tight")
-    fig.savefig(folder / f"{name}.png", metadata={"Software": None}, bbox_inches="tight")
+    with look():  # resolution and kind of fonts are settings of saving
+        fig.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "Producer": None}, bbox_inches="tight")
+        fig.savefig(folder / f"{name}.png", metadata={"Software": None}, bbox_inches="tight")
     return folder / f"{name}.png"
 
 
