@@ -253,3 +253,103 @@ def test_pixels_are_the_batch_in_eight_bits(classes: Path) -> None:
     found, batch = read_pixels(f"folder:{classes}", n=4), interp.images(f"folder:{classes}", n=4)
     assert found.pixels.dtype == torch.uint8 and torch.equal(found.pixels.float() / 255, batch.images)
     assert torch.equal(found.labels, batch.labels) and found.ids == batch.ids and found.classes == batch.classes
+
+
+def trimap(mask: np.ndarray, mode: str = "L") -> bytes:
+    """PNG with 1 in the mask and 2 outside, one border pixel 3 in the corner."""
+    values = np.where(mask, 1, 2).astype(np.uint8)
+    values[0, 0] = 3
+    image = Image.fromarray(values)
+    if mode == "P":
+        image.putpalette([0, 0, 0, 9, 9, 9, 200, 0, 0, 0, 0, 200])
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def objects(rows: int, w: int = 48, h: int = 40) -> tuple[list[np.ndarray], list[dict[str, bytes]]]:
+    """Random blobs of blocks of 4 pixels, and pictures that are white in them and black outside."""
+    blocks = np.random.default_rng(1).integers(0, 2, (rows, h // 4, w // 4)).astype(bool)
+    masks = [b.repeat(4, 0).repeat(4, 1) for b in blocks]
+    return masks, [{"bytes": encoded(np.repeat(255 * m[..., None], 3, 2).astype(np.uint8))} for m in masks]
+
+
+@pytest.mark.parametrize("mode", ["L", "P"])
+@pytest.mark.parametrize("struct", [False, True])
+def test_trimaps_are_masks_with_their_borders(mode: str, struct: bool, tmp_path: Path) -> None:
+    wanted, img = objects(300)
+    cells: list[Any] = [trimap(m, mode) for m in wanted]
+    columns = {"img": img, "trimap": [{"bytes": c} for c in cells] if struct else cells, "box_xyxy": [[0, 0, 1, 1]] * 300}
+    batch = interp.images(f"parquet:{parquet(tmp_path / 'x.parquet', **columns)}")
+    for m in wanted:
+        m[0, 0] = True  # the border
+    assert batch.masks is not None and batch.masks.dtype == torch.bool
+    assert torch.equal(batch.masks, torch.from_numpy(np.stack(wanted)))
+    few = interp.images(f"parquet:{tmp_path / 'x.parquet'}", n=270)
+    assert few.digest == batch[:270].digest
+
+
+def test_boxes_are_filled_to_their_last_pixel(tmp_path: Path) -> None:
+    boxes = [[2, 1, 5, 3], [0, 0, 7, 5], [7, 5, 7, 5]]
+    img = [{"bytes": encoded(noise(8, 6))}] * 3
+    batch = interp.images(f"parquet:{parquet(tmp_path / 'x.parquet', rows=3, img=img, box_xyxy=boxes)}")
+    assert batch.masks is not None and batch.masks.sum((1, 2)).tolist() == [4 * 3, 48, 1]
+    assert batch.masks[0].nonzero().aminmax(dim=0).min.tolist() == [1, 2]
+    assert batch.masks[0].nonzero().aminmax(dim=0).max.tolist() == [3, 5]
+
+
+@pytest.mark.parametrize("preprocess", [Preprocess(32, 32), Preprocess(24, 36), Preprocess(20, 80, "nearest"), Preprocess(40, 1)])
+def test_masks_go_where_their_images_go(preprocess: Preprocess, tmp_path: Path) -> None:
+    wanted, img = objects(9)
+    path = parquet(tmp_path / "x.parquet", rows=9, img=img, trimap=[trimap(m) for m in wanted])
+    batch = interp.images(f"parquet:{path}", preprocess=preprocess)
+    assert batch.masks is not None and batch.masks.shape == batch.images.shape[:1] + batch.images.shape[2:]
+    off = (batch.images[:, 0] - batch.masks.float()).abs()  # the picture shows its mask, but where interpolation mixes
+    corner = 1 if preprocess.size == preprocess.resize else 0
+    assert float(off[:, corner:, corner:].mean()) < 0.12 and float((off > 0.6).float().mean()) < 0.002
+    shifted = (batch.images[:, 0, :, 2:] - batch.masks[:, :, :-2].float()).abs()
+    assert float(shifted.mean()) > 0.2
+
+
+def test_masks_are_resized_to_the_nearest_pixel(tmp_path: Path) -> None:
+    speckled = np.random.default_rng(2).integers(0, 2, (40, 48)).astype(bool)
+    speckled[0, 0] = True  # the border
+    path = parquet(tmp_path / "x.parquet", rows=1, img=[{"bytes": encoded(noise(48, 40))}], trimap=[trimap(speckled)])
+    batch = interp.images(f"parquet:{path}", preprocess=Preprocess(24, 30))
+    small = np.asarray(Image.fromarray(speckled.astype(np.uint8)).resize((36, 30), Image.Resampling.NEAREST))
+    assert batch.masks is not None and np.array_equal(batch.masks[0].numpy(), small[3:27, 6:30] == 1)
+
+
+def test_a_mask_may_be_empty_and_other_files_have_none(classes: Path, tmp_path: Path) -> None:
+    img, empty = [{"bytes": encoded(noise(96, 32))}], encoded(np.full((32, 96), 2, np.uint8))
+    box = parquet(tmp_path / "box.parquet", rows=1, img=img, box_xyxy=[[0, 0, 10, 10]])
+    batch = interp.images(f"parquet:{box}", preprocess=Preprocess(32, 32))
+    assert batch.masks is not None and not batch.masks.any()  # the crop left the box outside
+    batch = interp.images(f"parquet:{parquet(tmp_path / 'tri.parquet', rows=1, img=img, trimap=[empty])}")
+    assert batch.masks is not None and batch.masks.shape == (1, 32, 96) and not batch.masks.any()
+    assert interp.images(f"parquet:{parquet(tmp_path / 'plain.parquet', rows=2)}").masks is None
+    assert interp.images(f"folder:{classes}").masks is None and interp.images("samples:cifar10").masks is None
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "says"),
+    [
+        ("trimap", encoded(np.full((6, 5), 1, np.uint8)), r"5×6 of mode L; expected 8×6 like its image"),
+        ("trimap", encoded(noise(8, 6)), r"8×6 of mode RGB; expected .* mode L or P"),
+        ("trimap", encoded(np.full((6, 8), 255, np.uint8)), r"holds \[255\]; expected 1 for the object"),
+        ("trimap", b"<html>", r"is not a readable image"),
+        ("trimap", None, r"is None; expected the bytes of a PNG"),
+        ("box_xyxy", [0, 0, 8, 5], r"\[0, 0, 8, 5\]; expected x0 ≤ x1 and y0 ≤ y1 inside its 8×6 pixels"),
+        ("box_xyxy", [4, 0, 3, 5], r"expected x0 ≤ x1"),
+        ("box_xyxy", [0, -1, 3, 5], r"expected x0 ≤ x1"),
+        ("box_xyxy", [0, 1, 2], r"expected four numbers"),
+        ("box_xyxy", None, r"is None; expected four numbers"),
+    ],
+)
+def test_bad_masks_are_refused_by_their_row(column: str, cell: Any, says: str, tmp_path: Path) -> None:
+    good = {"trimap": encoded(np.full((6, 8), 1, np.uint8)), "box_xyxy": [0, 0, 7, 5]}[column]
+    img = [{"bytes": encoded(noise(8, 6))}] * 2
+    path = parquet(tmp_path / "x.parquet", rows=2, img=img, **{column: [good, cell]})
+    with pytest.raises(InputError, match=rf"{column} of row 1 .*{says}"):
+        interp.images(f"parquet:{path}")
+    assert read_pixels(f"parquet:{path}").pixels.shape == (2, 3, 6, 8)  # training reads no masks

@@ -28,18 +28,23 @@ def decode(source: Path | bytes, *, name: str, preprocess: Preprocess | None = N
     """
     image = picture(source, name=name)
     if preprocess is not None:
-        image = _fit(image, preprocess, name)
+        image = fit(image, preprocess, name=name)
     return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
 
 
 def picture(source: Path | bytes, *, name: str) -> Image.Image:
     """Decode to a PIL image in RGB as it is stored; raises InputError as `decode`."""
+    return _to_rgb(stored(source, name=name), name)
+
+
+def stored(source: Path | bytes, *, name: str) -> Image.Image:
+    """Decode to a PIL image in the mode it is stored in; raises InputError where the bytes are no image."""
     try:
         image: Image.Image = Image.open(io.BytesIO(source if isinstance(source, bytes) else source.read_bytes()))
         image.load()
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: broken PNG
         raise InputError(f"{name} is not a readable image ({error}); expected PNG, JPEG, WebP or BMP") from error
-    return _to_rgb(image, name)
+    return image
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -52,7 +57,11 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _fit(image: Image.Image, preprocess: Preprocess, name: str) -> Image.Image:
+def fit(image: Image.Image, preprocess: Preprocess, *, name: str, interpolation: str = "") -> Image.Image:
+    """Resize the shorter side and crop the centre as `preprocess` says, by another interpolation where one is given.
+
+    Masks go through here too, by "nearest", so that they stay aligned with their images. Raises InputError for smaller images.
+    """
     size, (w, h) = preprocess.size, image.size
     if (w, h) == (size, size):
         return image
@@ -62,6 +71,7 @@ def _fit(image: Image.Image, preprocess: Preprocess, name: str) -> Image.Image:
             f"enlarging would invent detail: use larger images, or a model for this size"
         )
     scale = max(preprocess.resize, size) / min(w, h)
-    image = image.resize((max(size, round(w * scale)), max(size, round(h * scale))), RESAMPLING[preprocess.interpolation])
+    resampling = RESAMPLING[interpolation or preprocess.interpolation]
+    image = image.resize((max(size, round(w * scale)), max(size, round(h * scale))), resampling)
     left, top = (image.width - size) // 2, (image.height - size) // 2
     return image.crop((left, top, left + size, top + size))

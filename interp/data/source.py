@@ -2,7 +2,7 @@
 
 samples:cifar10 | samples:imagenet    bundled photographs (20 each, from foolbox's wheel)
 folder:PATH                           one sub-folder per class, sorted by name
-parquet:PATH                          columns img {bytes} and label
+parquet:PATH                          columns img {bytes} and label; masks from trimap or box_xyxy where it has them
 PATH                                  one image file (its label is unknown: −1)
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from interp.data.decode import decode
 from interp.data.labels import CIFAR10
+from interp.data.masks import read_masks
 from interp.data.parquet import read_parquet
 from interp.types import Batch, InputError, Labels, Preprocess
 
@@ -49,10 +50,14 @@ def images(spec: str, *, n: int | None = None, preprocess: Preprocess | None = N
     """Load up to n labelled images as float32 in [0, 1].
 
     preprocess: a model's (`model.card.preprocess`); larger images are resized and cropped as it says, smaller ones refused.
-    Without it all images must have one size. Raises InputError where the source is missing, empty, unreadable or mixed.
+    Without it all images must have one size. Object masks come from parquet files that have a column of them, as `read_masks`
+    says, fitted like their images; other sources have none. Raises InputError where the source is missing, empty, unreadable
+    or mixed.
     """
     found = read_pixels(spec, n=n, preprocess=preprocess)
-    return Batch(found.pixels.float().div_(255), found.labels, found.ids, found.classes)
+    kind, _, rest = spec.partition(":")
+    masks = read_masks(Path(rest), n=n, preprocess=preprocess) if kind == "parquet" else None
+    return Batch(found.pixels.float().div_(255), found.labels, found.ids, found.classes, masks)
 
 
 def read_pixels(spec: str, *, n: int | None = None, preprocess: Preprocess | None = None) -> Pixels:

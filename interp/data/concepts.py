@@ -1,0 +1,121 @@
+"""Sets of pictures that share one concept and nothing else, for concept vectors (TCAV, Kim et al., arXiv 1711.11279).
+
+a colour       two shades of it in any texture
+a texture      in any two colours
+curved, angular   strokes: arcs of circles, or the same strokes along regular polygons
+a shape        filled, on any background
+random         none of these: smooth colour noise, the counter-example of all
+"""
+
+from __future__ import annotations
+
+import colorsys
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from interp.data.outlines import SHAPES
+from interp.data.patterns import DRAWS, TEXTURES, grid, patterns
+from interp.data.synthetic import shapes, two_tone, uniform
+from interp.types import Batch, Images, InputError
+
+COLOURS: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
+    "red": ((-0.02, 0.02), (0.7, 1.0), (0.55, 1.0)),
+    "orange": ((0.07, 0.1), (0.8, 1.0), (0.85, 1.0)),
+    "yellow": ((0.14, 0.17), (0.7, 1.0), (0.8, 1.0)),
+    "green": ((0.29, 0.38), (0.6, 1.0), (0.4, 0.9)),
+    "blue": ((0.58, 0.66), (0.6, 1.0), (0.5, 1.0)),
+    "purple": ((0.75, 0.81), (0.5, 0.9), (0.45, 0.9)),
+    "brown": ((0.05, 0.09), (0.55, 0.85), (0.25, 0.5)),
+    "black": ((0.0, 1.0), (0.0, 0.2), (0.0, 0.18)),
+    "white": ((0.0, 1.0), (0.0, 0.06), (0.88, 1.0)),
+}
+"""Ranges of hue (a share of the circle), saturation and value."""
+PATTERNS = {
+    "stripes": TEXTURES[:3],
+    "dots": ("dots",),
+    "checks": ("checks",),
+    "waves": ("waves",),
+    "noise": ("noise",),
+    "bricks": ("bricks",),
+}
+STROKES = ("curved", "angular")
+CONCEPTS = (*COLOURS, *PATTERNS, *STROKES, *SHAPES)
+RANDOM = "random"
+
+_STROKE = 6  # numbers that one stroke takes: x, y, radius, rotation, length, corners
+_STROKES = 7  # in a picture
+_OCTAVES = (4, 8, 16)  # cells a side of the colour noise
+
+
+def concepts(name: str, n: int, size: int, seed: int) -> Batch:
+    """Pictures of one concept of `CONCEPTS`, or of "random"; label 0, class the name, masks for shapes.
+
+    One seed gives sets that correspond: curved and angular differ in nothing but the form of their strokes, colours in nothing
+    but the colour. Raises InputError for a name that is no concept, fewer than one picture, or pictures below 16×16.
+    """
+    if name in SHAPES:
+        batch = shapes(n, size, seed, background="mixed", only=name)
+        return dataclasses.replace(batch, labels=torch.zeros_like(batch.labels), classes=(name,))
+    if name in COLOURS:
+        images = _coloured(name, n, size, seed)
+    elif name in PATTERNS:
+        draws = uniform(n, 6 + 1 + DRAWS, size=size, seed=seed)
+        images = two_tone(_pattern_of(PATTERNS[name], draws[:, 6:], size), draws[:, :6])
+    elif name in STROKES:
+        draws = uniform(n, 6 + _STROKES * _STROKE, size=size, seed=seed)
+        images = two_tone(_strokes(draws[:, 6:], size, angular=name == "angular"), draws[:, :6])
+    elif name == RANDOM:
+        images = _colour_noise(n, size, seed)
+    else:
+        raise InputError(f"there is no concept {name!r}; expected {RANDOM} or one of {', '.join(CONCEPTS)}")
+    return Batch(images, torch.zeros(n, dtype=torch.int64), classes=(name,))
+
+
+def _pattern_of(names: tuple[str, ...], draws: Tensor, size: int) -> Tensor:
+    """A pattern (n, size, size) of one of the named textures, chosen by the first number of each row."""
+    known = torch.tensor([TEXTURES.index(name) for name in names])
+    return patterns(known[(draws[:, 0] * len(names)).long()], size, draws[:, 1:])
+
+
+def _coloured(name: str, n: int, size: int, seed: int) -> Images:
+    draws = uniform(n, 6 + 1 + DRAWS, size=size, seed=seed)
+    second = _pattern_of(TEXTURES, draws[:, 6:], size)
+    low, high = torch.tensor(COLOURS[name]).T
+    hsv = low + (high - low) * draws[:, :6].view(n, 2, 3)
+    rgb = torch.tensor([[colorsys.hsv_to_rgb(h % 1, s, v) for h, s, v in pair] for pair in hsv.tolist()])
+    return torch.where(second[:, None], rgb[:, 1, :, None, None], rgb[:, 0, :, None, None])
+
+
+def _strokes(draws: Tensor, size: int, *, angular: bool) -> Tensor:
+    """Where the strokes lie, (n, size, size) bool: parts of outlines r(θ), of circles or of polygons with 3 to 5 corners."""
+    x, y = grid(size)
+    width = max(0.018, 0.75 / size)
+    out = torch.zeros(len(draws), size, size, dtype=torch.bool)
+    for stroke in draws.split(_STROKE, 1):
+        at_x, at_y, radius, turn, length, corners = (d[:, None, None] for d in stroke.T)
+        radius = 0.12 + 0.16 * radius
+        dx, dy = x - at_x, y - at_y
+        angle = (torch.atan2(dy, dx) / (2 * math.pi) + turn) % 1
+        outline = radius * polygon(angle, 3 + (3 * corners).floor()) if angular else radius
+        out |= ((dx.hypot(dy) - outline).abs() < width) & (angle < 0.5 + 0.5 * length)
+    return out
+
+
+def polygon(angle: Tensor, corners: Tensor) -> Tensor:
+    """Distance from its centre to a regular polygon with corners on the unit circle, the first at 0; angles in full turns."""
+    side = 1 / corners
+    return torch.cos(math.pi * side) / torch.cos(2 * math.pi * (angle % side - side / 2))
+
+
+def _colour_noise(n: int, size: int, seed: int) -> Images:
+    """Random values on ever finer lattices, interpolated, with half the weight at each: about 1/f, as in photographs."""
+    draws = uniform(n, 3 * sum(k * k for k in _OCTAVES), size=size, seed=seed)
+    total = torch.zeros(n, 3, size, size)
+    for octave, (k, part) in enumerate(zip(_OCTAVES, draws.split([3 * k * k for k in _OCTAVES], 1), strict=True)):
+        total += F.interpolate(part.view(n, 3, k, k), size, mode="bicubic", align_corners=False) / 2**octave
+    low, high = total.amin((1, 2, 3), keepdim=True), total.amax((1, 2, 3), keepdim=True)
+    return (total - low) / (high - low)
