@@ -146,6 +146,7 @@ def test_numbers_by_layer_are_those_of_the_kernels_whatever_the_chunk(tiny_model
     assert np.allclose(data["values_distance"][m, -1], reach, atol=1e-5)
     assert np.isfinite(data["values_focus"][m, :, :2]).all() and np.isnan(data["values_focus"][m, :, 2]).all()
     assert np.allclose(data["focus_area"], [0.25, 0.25, 0])
+    assert np.allclose(data["distance_uniform"][m, -1], distance(torch.full_like(last.weights, 0.25), last.geometry, (32, 32))[0])
     layers(whole)
 
 
@@ -172,6 +173,8 @@ def test_shift_is_zero_without_attack_and_grows_with_it(tiny_models: list[Model]
         moved = moved[data["layer"].values[m] != ""]
         assert (moved[:, 0] == 0).all() and (moved[:, 2].mean() > moved[:, 1].mean() > 0)
     assert (np.diff(data["accuracy"], axis=1) <= 0).all()
+    means = data["values_divergence"].mean(("depth", "image"))
+    assert np.allclose(data["moved"], means, atol=1e-6, equal_nan=True) and np.isnan(means).any()
     assert np.allclose(data["picture"][:, 0], data["original"]) and float(abs(data["picture"] - data["original"]).max()) <= 0.252
     assert np.allclose(data["map"].mean(("y", "x")), 1, atol=1e-3)
     shift(result)

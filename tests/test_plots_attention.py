@@ -122,13 +122,16 @@ def shift_result(photographs: xr.Dataset, norm: str = "linf") -> Result:
     size = eps / eps.max() * np.where(np.arange(6) % 2, 0.06, 0.3)[:, None]
     divergence = size[:, None] * np.linspace(0.4, 1, 9)[:, None] * rng.uniform(0.9, 1.1, (6, 9, 1))
     divergence = np.where((names != "")[..., None], divergence, np.nan)
+    count = np.isfinite(divergence).sum(1)
+    moved = np.where(count, np.nansum(divergence, 1) / count.clip(1), np.nan)
     pictures = photographs["original"].values + eps[:, None, None, None, None] * rng.choice((-1, 1), (6, 5, 3, 32, 32, 3))
     maps = smooth(6, 1, 3) * (1 - np.linspace(0, 0.5, 5)[:, None, None, None]) + np.linspace(0, 0.5, 5)[:, None, None, None]
     data = photographs.assign(
         intervals("divergence", ("model", "depth", "eps"), divergence, 0.01)
+        | intervals("moved", ("model", "eps"), moved, 0.01)
+        | intervals("accuracy", ("model", "eps"), (0.8 - 2 * size).clip(0), 0.02)
         | {
             "layer": (("model", "depth"), names),
-            "accuracy": (("model", "eps"), (0.8 - 2 * size).clip(0)),
             "map": (("model", "eps", "image", "y", "x"), maps.astype(np.float32)),
             "picture": (("model", "eps", "image", "y", "x", "channel"), pictures.clip(0, 1).astype(np.float32)),
         }

@@ -70,7 +70,8 @@ def attention_by_layer(models: Sequence[Model], batch: Batch, params: ByLayer = 
     """Measure every attention layer of every model, one layer's weights in memory at a time.
 
     Measures (model, depth), see MEASURES: means over images with 95 % bootstrap intervals, layers in the order in which they
-    run, NaN behind a model's last; values_NAME (model, depth, image). layer, kind (model, depth): names and kinds, '' behind
+    run, NaN behind a model's last; values_NAME (model, depth, image). distance_uniform (model, depth): what uniform attention
+    on the layer's grid reaches, beside which a distance has to be seen. layer, kind (model, depth): names and kinds, '' behind
     the last. Channel attention has no distance and no focus, class attention no distance, one head no diversity: NaN. focus,
     with focus_area (image), the masks' share of the image, which is what a uniform map scores, only where the batch has masks;
     images without an object are left out of it. Raises InputError where no model has attention.
@@ -85,9 +86,10 @@ def attention_by_layer(models: Sequence[Model], batch: Batch, params: ByLayer = 
     masked = batch.masks is not None
     values = {m.name: np.full((len(models), most, len(batch)), np.nan) for m in MEASURES if masked or m.name != "focus"}
     names, kinds = (np.full((len(models), most), "", object) for _ in range(2))
+    uniform = np.full((len(models), most), np.nan)
     for m, layers in enumerate(found):
         for k, layer in enumerate(layers):
-            names[m, k], kinds[m, k] = layer.name, layer.kind
+            names[m, k], kinds[m, k], uniform[m, k] = layer.name, layer.kind, layer.values["uniform"][0]
             for name, block in values.items():
                 block[m, k] = layer.values[name]
     data = xr.Dataset(
@@ -100,6 +102,7 @@ def attention_by_layer(models: Sequence[Model], batch: Batch, params: ByLayer = 
         attrs = {"unit": measure.unit, "better": measure.better, "n": len(batch), "long_name": measure.title}
         data = data.assign(with_interval(measure.name, ("model", "depth"), intervals, block.shape[:2], **attrs))
         data[f"values_{measure.name}"] = (("model", "depth", "image"), block.astype(np.float32))
+    data["distance_uniform"] = (("model", "depth"), uniform, {"unit": "px"})
     if batch.masks is not None:
         data["focus_area"] = ("image", batch.masks.float().mean((1, 2)).numpy())
     title = "Attention by layer"
@@ -136,7 +139,9 @@ def _numbers(layer: Captured, part: Batch) -> dict[str, Tensor]:
     geometry = None if layer.kind == "channel" else layer.geometry
     size = (int(part.images.shape[2]), int(part.images.shape[3]))
     unknown = torch.full((len(part),), math.nan)
+    even = torch.ones_like(layer.weights) / layer.weights.shape[-1]
     return {
+        "uniform": unknown if geometry is None else distance(even, geometry, size).mean(1),
         "distance": unknown if geometry is None else distance(layer.weights, geometry, size).mean(1),
         "entropy": entropy(layer.weights, geometry).mean(1),
         "diversity": diversity(layer.weights, geometry),

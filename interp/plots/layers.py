@@ -45,6 +45,8 @@ def layers(result: Result) -> Figure:
                 v, low, high = (data[name + end].values[m] for end in ("", "_low", "_high"))
                 if np.isfinite(v).any():
                     _line(ax, data, m, _depth(data, m), v, low, high)
+                if name == "distance" and "distance_uniform" in data:
+                    ax.plot(_depth(data, m), data["distance_uniform"].values[m], color=colours(data)[m], ls=":", lw=0.9)
             ax.set(xlabel="depth (1: the last layer)", ylabel=NUMBERS[name], xlim=(0, 1.04))
             ax.set_ylim(bottom=0, top=1.03 if name == "entropy" else None)
             ax.grid(alpha=0.25)
@@ -53,6 +55,7 @@ def layers(result: Result) -> Figure:
         counts = {int(data[name].attrs["n"]) for name in shown if "n" in data[name].attrs}
         notes = [f"n = {', '.join(map(str, sorted(counts)))} images; mean over heads and images with 95 % bootstrap bands"]
         without = [labels(data)[m] for m in rows(data) if not any(np.isfinite(data[name].values[m]).any() for name in shown)]
+        notes += ["distance, dotted: of uniform attention on the same grid"] if "distance_uniform" in data else []
         notes += [f"no attention layer: {', '.join(without)}"] if without else []
         notes += _between_channels(data)
         note(fig, _legend(fig, axes, [labels(data)[m] for m in rows(data)]), notes, left=axes[0].get_position().x0)
@@ -88,8 +91,7 @@ def _line(ax: Axes, data: xr.Dataset, m: int, x: np.ndarray, v: np.ndarray, low:
 def shift(result: Result) -> Figure:
     """How far attacks move attention: divergence and accuracy against ε, and divergence by layer × ε for every model.
 
-    The line of a model is the mean over its layers of their means over images, its band the mean of their 95 % intervals; the
-    matrices share one scale in bits.
+    Lines are means over images, of the mean over a model's layers above, with 95 % intervals; the matrices share one scale.
     """
     data, order = result.data, rows(result.data)
     names, ticks = _sizes(result), range(data.sizes["eps"])
@@ -101,11 +103,10 @@ def shift(result: Result) -> Figure:
         top = fig.add_subplot(lines[0])
         under = fig.add_subplot(lines[1], sharex=top)
         for m in order:
-            if np.isfinite(v := data["divergence"].values[m]).any():
-                known = np.isfinite(v).any(1)
-                means = [data[f"divergence{end}"].values[m][known].mean(0) for end in ("", "_low", "_high")]
-                _line(top, data, m, np.asarray(ticks), *means)
-            _line(under, data, m, np.asarray(ticks), *3 * [data["accuracy"].values[m]])
+            for ax, name in ((top, "moved"), (under, "accuracy")):
+                values = [data[f"{name}{end}"].values[m] for end in ("", "_low", "_high")]
+                if np.isfinite(values[0]).any():
+                    _line(ax, data, m, np.asarray(ticks), *values)
         top.set_ylabel("divergence of attention (bits)")
         top.set_ylim(bottom=0)
         top.tick_params(labelbottom=False)
@@ -115,7 +116,7 @@ def shift(result: Result) -> Figure:
             ax.grid(alpha=0.25)
         _matrices(fig, data, order, names, across)
         n = f"n = {data['divergence'].attrs['n']} images; " if "n" in data["divergence"].attrs else ""
-        said = f"{n}divergence: Jensen–Shannon, 0 to 1; line and band: mean over layers of the means and of their 95 % intervals"
+        said = f"{n}divergence: Jensen–Shannon, 0 to 1, mean over layers; 95 % intervals, of accuracy Wilson's"
         below = _legend(fig, np.asarray([under]), [labels(data)[m] for m in order], columns=2)
         note(fig, max(below, 1.15), [said, *_between_channels(data)])
     return fig

@@ -54,11 +54,11 @@ def attention_shift(models: Sequence[Model], batch: Batch, params: Shift = Shift
     """Attack every image at every ε and compare each layer's attention with that on the image itself.
 
     divergence (model, depth, eps): Jensen–Shannon divergence of the rows of weights in bits, 0 to 1, mean over queries, heads
-    and images, with 95 % bootstrap intervals; layers in the order in which they run, NaN behind a model's last. layer, kind
-    (model, depth). accuracy (model, eps): share read as labelled both as it is and attacked, with Wilson intervals; an image
-    without a label counts as what the model reads in it. picture (model, eps, image, y, x, channel): the attacked images; map
-    (model, eps, image, y, x): the model's own map of each, ÷ its mean, read as how (model) says. Limit: at ε = 0 the divergence
-    is 0.
+    and images, with 95 % bootstrap intervals; layers in the order in which they run, NaN behind a model's last; moved (model,
+    eps): the same of each image's mean over layers. layer, kind (model, depth). accuracy (model, eps): share read as labelled
+    both as it is and attacked, with Wilson intervals; an image without a label counts as what the model reads in it. picture
+    (model, eps, image, y, x, channel): the attacked images; map (model, eps, image, y, x): the model's own map of each, ÷ its
+    mean, read as how (model) says. Limit: at ε = 0 the divergence is 0.
     """
     started = time.perf_counter()
     for model in models:
@@ -84,6 +84,11 @@ def attention_shift(models: Sequence[Model], batch: Batch, params: Shift = Shift
         },
         coords=model_coords(models) | {"eps": list(sizes), "image": list(batch.ids)},
     )
+    counts = np.isfinite(moved).sum(1)
+    over = np.where(counts > 0, np.nansum(moved, 1) / np.maximum(counts, 1), np.nan)  # (model, eps, image)
+    attrs = {"unit": "bits", "better": "none", "n": len(batch), "long_name": "divergence, mean over layers"}
+    spans = [bootstrap(v) for v in over.reshape(-1, len(batch))]
+    data = data.assign(with_interval("moved", ("model", "eps"), spans, over.shape[:2], **attrs))
     spans = [bootstrap(v) for v in moved.reshape(-1, len(batch))]
     attrs = {"unit": "bits", "better": "none", "n": len(batch), "long_name": "divergence of attention"}
     data = data.assign(with_interval("divergence", ("model", "depth", "eps"), spans, moved.shape[:3], **attrs))
