@@ -1,137 +1,124 @@
-"""Semantic attributes of models on the same images: one table of measures with intervals and a noise control.
+"""Semantic attributes of models on the same images: one table of measures with intervals, controls and paired comparisons.
 
-Every measure is computed from the same perturbations, made once per model: δ toward several other classes at one ε.
-The control is uniform noise of the same ε in place of a model's δ and gradient. Intervals are bootstraps over images.
+Most measures are computed from the same evidence, made once per model and image: a perturbation toward another class, one away
+from the label, the gradients along it (`gather`); the others from pictures of their own (`groups`). The goals are spread evenly:
+of the images of one class each moves toward the next of the other classes in turn, so that every pair of classes occurs.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-import xarray as xr
-from torch import Tensor
-from tqdm import tqdm
 
 from interp.attacks.pgd import PGD
-from interp.attacks.search import attack
-from interp.attributes.classify import as_image, read_as
-from interp.attributes.edges import alignment
-from interp.gradients.fold import fold
-from interp.gradients.sources import Block, over_steps
-from interp.gradients.spectrum import centroid, radial
+from interp.attributes import aligned, appearance, classify, edges, write
+from interp.attributes.gather import Plan, Seen, gather, sweep
+from interp.attributes.groups import OWN, Sizes
+from interp.attributes.table import Column, tabulate
 from interp.models.load import check_labels
-from interp.models.model import Model, judges_of, model_coords
-from interp.result import Measure, Result, with_interval
-from interp.stats import bootstrap
+from interp.models.model import Model, model_coords
+from interp.result import Measure, Result
 from interp.types import Batch, InputError, Labels
 
-CONTROL = "uniform noise (control)"
-
-
-MEASURES = (
-    Measure(
-        "classified",
-        "δ read as the target",
-        "share of images (δ + ε)/2ε that models of other architectures classify as the class δ was made toward",
-        "arXiv 2209.07399, quantification of perturbations",
-        "share",
-        "higher",
-    ),
-    Measure(
-        "transferred",
-        "x + δ read as the target",
-        "share of images x + δ that models of other architectures classify as the class δ was made toward",
-        "targeted transfer",
-        "share",
-        "higher",
-    ),
-    Measure(
-        "centroid",
-        "spectral centroid of δ",
-        "Σ |f|·|FFT δ|² / Σ |FFT δ|², white noise 0.38",
-        "arXiv 2209.07399, Fourier figure, as one number",
-        "cycles/pixel",
-        "lower",
-    ),
-    Measure(
-        "edges",
-        "edge alignment of the accumulated gradient",
-        "correlation over pixels of |Σ_t ∇L(x_t)| and the Sobel magnitude of x",
-        "after Tsipras et al., arXiv 1805.12152",
-        "correlation",
-        "higher",
-    ),
-    Measure(
-        "persistence",
-        "gradient persistence along the attack",
-        "mean cosine of ∇L at neighbouring steps of PGD",
-        "arXiv 2209.07399, accumulated gradients",
-        "cosine",
-        "higher",
-    ),
-)
+NOISE = "noise in place of the model's δ and gradients"
+PER_IMAGE: Mapping[str, tuple[Measure, ...]] = {
+    "perturbation": classify.MEASURES,
+    "appearance": (*appearance.MEASURES, *edges.MEASURES),
+    "alignment": tuple(m for m in aligned.MEASURES if m.name in ("toward_mean", "toward_nearest", "class_part")),
+    "written": write.MEASURES,
+}
+GROUPS = (*PER_IMAGE, *OWN)
+QUICK = ("perturbation", "appearance", "alignment")
 
 
 @dataclass(frozen=True)
 class Compare:
-    """attack: the targeted perturbation; gradients: the untargeted attack whose gradients are summed.
+    """attack: the targeted perturbation. away: the untargeted attack whose gradients are added up.
 
-    targets: number of other classes each image is moved toward, spread evenly over the label order.
+    groups: names of GROUPS. sweep: further ε of the perturbations' readings, on the first `swept` images, with half the steps.
+    sizes: how many images and pictures the groups with their own take. examples: images of which pictures are kept. chunk: images
+    at a time.
     """
 
-    attack: PGD = PGD(32 / 255, steps=20, targeted=True)
-    gradients: PGD = PGD(8 / 255, steps=20)
-    targets: int = 5
-    chunk: int = 64
+    attack: PGD = PGD(32 / 255, steps=10, targeted=True)
+    away: PGD = PGD(8 / 255, steps=10)
+    groups: tuple[str, ...] = GROUPS
+    sweep: tuple[float, ...] = (8 / 255, 128 / 255, 1.0)
+    swept: int = 20
+    sizes: Sizes = Sizes()
+    examples: int = 6
+    chunk: int = field(default=64, metadata={"cost": True})
 
     def __post_init__(self) -> None:
-        if self.targets < 1 or not self.attack.targeted or self.attack.eps == 0:
-            raise InputError("comparing needs at least one target and a targeted attack with ε > 0")
+        if not self.attack.targeted or self.away.targeted or min(self.attack.eps, self.away.eps, *self.sweep) <= 0:
+            raise InputError("comparing needs a targeted attack, an untargeted one away from the label, and ε above 0")
+        unknown = [name for name in self.groups if name not in GROUPS]
+        if unknown or not self.groups or len(set(self.groups)) < len(self.groups):
+            raise InputError(f"groups are {', '.join(self.groups) or 'none'}; expected some of {', '.join(GROUPS)}, each once")
 
 
 def compare(models: Sequence[Model], batch: Batch, params: Compare = Compare()) -> Result:
-    """Measure each model on the batch.
+    """Measure every model on the batch, each beside its control, and compare the models in pairs.
 
-    Measures over model, which ends with the noise control; `classified_by` and `transferred_to` (model, judge): the share of
-    one model's perturbations that one judge reads as the target; `spectrum` (model, frequency): share of δ's energy;
-    `values_NAME` (model, image): what each mean and interval is made of. Raises InputError for unlabelled images or models
-    of different classes.
+    Measures over model: those of each group, see `table.tabulate` for what stands beside each; attribute `group` says which.
+    classified_by, transferred_to (model, judge): the share of one model's perturbations that one judge reads as the target;
+    classified_own, transferred_own (model), what the generator itself reads. classified_controls (model, check): see
+    classify.CONTROLS. sweep_NAME (model, eps) for the measures of perturbations. attribute_change (model, attribute, fate): see
+    `write`. spectrum (model, frequency): share of δ's energy, with spectrum_noise. example_x, example_delta, example_gradient,
+    example_added: pictures. goal (image): the class moved toward. attribute `skipped`: which groups have nothing to say, and why.
+    Raises InputError for unlabelled images or models of different classes.
     """
     started = time.perf_counter()
     _check(models, batch)
-    classes = models[0].card.num_classes
-    shifts = sorted({round(k * (classes - 1) / params.targets) % (classes - 1) + 1 for k in range(params.targets)})
-    tiled = batch[[i for i in range(len(batch)) for _ in shifts]]
-    goals = torch.cat([(label + torch.tensor(shifts)) % classes for label in batch.labels])
-    names = [*(m.card.id for m in models), CONTROL]
-    values: dict[str, list[np.ndarray]] = {m.name: [] for m in MEASURES}
-    matrices: dict[str, list[Tensor]] = {"classified_by": [], "transferred_to": []}
-    spectra = []
-    for g in tqdm(range(len(names)), desc="attributes", leave=False):
-        model = models[g] if g < len(models) else None
-        x, eps = tiled.images, params.attack.eps
-        delta = _perturb(model, tiled, goals, params)
-        seen = {
-            "classified_by": [read_as(j, as_image(delta, eps), goals).view(len(batch), -1) for j in models],
-            "transferred_to": [read_as(j, x + delta, goals).view(len(batch), -1) for j in models],
-        }
-        for (matrix, per_judge), measure in zip(seen.items(), ("classified", "transferred"), strict=True):
-            matrices[matrix].append(torch.stack([v.mean(1) for v in per_judge]))
-            judges = judges_of(models, g if model is not None else None)
-            independent = [per_judge[j] for j in judges] or [torch.full_like(per_judge[0], torch.nan)]
-            values[measure].append(torch.stack(independent).mean((0, 2)).numpy())
-        values["centroid"].append(centroid(delta).view(len(batch), -1).mean(1).numpy())
-        frequency, shares = radial(delta)
-        spectra.append(shares.mean(0).numpy())
-        gradient, persistence = _accumulated(model, batch, params)
-        values["edges"].append(alignment(gradient, batch.images).numpy())
-        values["persistence"].append(persistence.numpy())
-    data = _dataset(models, names, batch, values, matrices, (frequency.numpy(), np.stack(spectra)))
+    goals = goals_of(batch.labels, models[0].card.num_classes)
+    plan = Plan(params.attack, params.away, params.groups, params.examples, params.chunk)
+    within = [name for name in params.groups if name in PER_IMAGE]
+    seen = gather(models, batch, goals, plan) if within else Seen()
+    columns = {
+        name: [Column(m, seen.values[m.name], seen.control[m.name], NOISE) for m in PER_IMAGE[name] if m.name in seen.values]
+        for name in within
+    }
+    for name in (n for n in params.groups if n in OWN):
+        try:
+            columns[name], extras = OWN[name](models, batch, goals, params.sizes, params.chunk)
+            seen.extras |= extras
+        except InputError as reason:
+            seen.why[name] = str(reason)
+    if not any(columns.values()):
+        raise InputError(f"nothing could be measured: {'; '.join(f'{k}: {v}' for k, v in seen.why.items())}")
+    coords = model_coords(models)
+    data = tabulate([c for of in columns.values() for c in of], coords["model"], twins(models))
+    for name, of in columns.items():
+        for column in of:
+            data[column.measure.name].attrs["group"] = name
+    data = data.assign_coords(coords | {"image": list(batch.ids), "other": coords["model"], "judge": coords["model"]})
+    data = data.assign(seen.extras)
+    data["goal"], data["truth"] = ("image", goals.numpy()), ("image", batch.labels.numpy())
+    if "perturbation" in params.groups and params.sweep:
+        few = slice(0, params.swept)
+        data = data.assign(sweep(models, batch[few], goals[few], sorted({*params.sweep, params.attack.eps}), plan))
+    data.attrs |= {"chance": 1 / models[0].card.num_classes, "skipped": "; ".join(f"{k}: {v}" for k, v in seen.why.items())}
     return Result.of("compare", "Semantic attributes", data, params=params, models=models, batch=batch, started=started)
+
+
+def goals_of(labels: Labels, classes: int) -> Labels:
+    """For every image another class: of the images of one class the k-th moves k places on, past its own."""
+    seen: dict[int, int] = {}
+    goals = []
+    for label in labels.tolist():
+        turn = seen[label] = seen.get(label, -1) + 1
+        goals.append((label + 1 + turn % (classes - 1)) % classes)
+    return torch.tensor(goals)
+
+
+def twins(models: Sequence[Model]) -> list[tuple[int, int]]:
+    """Positions (standard, robust) of models of one architecture."""
+    groups = model_coords(models)["group"][1]
+    standard = {g: k for k, (g, m) in enumerate(zip(groups, models, strict=True)) if not m.robust}
+    return [(standard[g], k) for k, (g, m) in enumerate(zip(groups, models, strict=True)) if m.robust and g in standard]
 
 
 def _check(models: Sequence[Model], batch: Batch) -> None:
@@ -142,57 +129,3 @@ def _check(models: Sequence[Model], batch: Batch) -> None:
         model.check_images(batch.images.shape)
         if model.card.num_classes != models[0].card.num_classes:
             raise InputError(f"models have {[m.card.num_classes for m in models]} classes; give models of one set of classes")
-
-
-def _perturb(model: Model | None, batch: Batch, goals: Labels, params: Compare) -> Tensor:
-    """δ of a model toward the goals, or uniform noise in the same ball and box."""
-    pgd = params.attack
-    if model is None:
-        noise = torch.rand(batch.images.shape, generator=torch.Generator().manual_seed(pgd.seed))
-        return (batch.images + (2 * noise - 1) * pgd.eps).clamp(0, 1) - batch.images
-    return attack(model, batch.images, goals, pgd).x.cpu() - batch.images
-
-
-def _accumulated(model: Model | None, batch: Batch, params: Compare) -> tuple[Tensor, Tensor]:
-    """Mean gradient (n, 3, h, w) along an untargeted attack and its persistence (n,); for the control, sums of noise."""
-    if model is None:
-        generator = torch.Generator().manual_seed(params.gradients.seed)
-        noise = (Block(torch.randn(1, *batch.images.shape, generator=generator)) for _ in range(params.gradients.steps))
-        folded = fold(noise)
-        return folded.running.mean, folded.cosine
-    means, cosines, first = [], [], 0
-    for part in batch.chunks(params.chunk):
-        folded = fold(over_steps(model, part.images, part.labels, params.gradients, first=first))
-        means.append(folded.running.mean)
-        cosines.append(folded.cosine)
-        first += len(part)
-    return torch.cat(means), torch.cat(cosines)
-
-
-def _dataset(
-    models: Sequence[Model],
-    names: list[str],
-    batch: Batch,
-    values: dict[str, list[np.ndarray]],
-    matrices: dict[str, list[Tensor]],
-    spectrum: tuple[np.ndarray, np.ndarray],
-) -> xr.Dataset:
-    coords = model_coords(models)
-    coords["model"] = names
-    coords["robust"] = ("model", [*coords["robust"][1], False])
-    coords["label"] = ("model", [*coords["label"][1], CONTROL])
-    coords["group"] = ("model", [*coords["group"][1], "control"])
-    coords |= {"judge": names[:-1], "image": list(batch.ids), "frequency": spectrum[0]}
-    data = xr.Dataset({"spectrum": (("model", "frequency"), spectrum[1])}, coords=coords)
-    for m in MEASURES:
-        block = np.stack(values[m.name])
-        attrs = {"unit": m.unit, "better": m.better, "n": len(batch), "long_name": m.title}
-        data = data.assign(with_interval(m.name, ("model",), [bootstrap(v) for v in block], (len(names),), **attrs))
-        data[f"values_{m.name}"] = (("model", "image"), block.astype(np.float32))
-    for name, rows in matrices.items():
-        block = torch.stack(rows).numpy()  # (generator, judge, image)
-        intervals = [bootstrap(v) for row in block for v in row]
-        attrs = {"unit": "share", "better": "none", "n": len(batch), "long_name": name.replace("_", " ")}
-        data = data.assign(with_interval(name, ("model", "judge"), intervals, block.shape[:2], **attrs))
-    data.attrs["chance"] = 1 / models[0].card.num_classes
-    return data

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from interp.result import Measure
 from interp.types import Images, Maps
 
 
@@ -29,3 +30,15 @@ def alignment(v: Tensor, x: Images) -> Tensor:
     pair = torch.stack([v.abs().sum(1).flatten(1), sobel(x).flatten(1)])
     centred = pair - pair.mean(2, keepdim=True)
     return (centred[0] * centred[1]).sum(1) / centred.norm(dim=2).prod(0)
+
+
+MEASURES = (
+    Measure(
+        "edges",
+        "edge alignment",
+        "correlation over pixels of |Σ_t ∇L(x_t)| and the Sobel magnitude of x",
+        "after Tsipras et al., arXiv 1805.12152",
+        "correlation",
+        "higher",
+    ),
+)

@@ -1,7 +1,7 @@
 """Images with one kind of information taken out: silhouettes, edges, shuffled patches, bands of the spectrum.
 
-Silhouettes and edges leave the shape, shuffled patches the texture (Geirhos et al., arXiv 1811.12231, Fig. 2); low and high
-bands are those of Yin et al. (arXiv 1906.08988).
+Silhouettes and edges leave the shape (Geirhos et al., arXiv 1811.12231), shuffled patches the texture (Zhang & Zhu, arXiv
+1905.09797); low and high bands are those of Yin et al. (arXiv 1906.08988).
 """
 
 from __future__ import annotations

@@ -1,0 +1,319 @@
+"""Concepts found rather than named: parts that a model's spatial features are sums of, and how far models share them.
+
+The output of a late layer, one vector a (c,) ≥ 0 per place of every image, is written as A ≈ U·V with U, V ≥ 0 (non-negative
+matrix factorisation, Lee & Seung 1999; of a network's features: CRAFT, Fel et al., arXiv 2211.10154, section 3.1): the rows of V
+are parts, U says how much of each lies at a place. Where a layer goes below zero (tokens, SiLU), its positive and its negative
+part stand side by side, 2c features. The share explained is
+
+    1 − ‖A − U·V‖² / ‖A − mean over places of A‖²
+
+and the number of concepts is the least k that explains a given share, by bisection. No k explains more than the first k
+singular vectors do, which bounds the search from below. Limits: the share is taken to rise with k, which a factorisation that
+stops after so many rounds need not do, and at a share of 0.9 some layers need more parts than it finds; parts are judged on the
+places they are learnt from, drawn from all images; numbers depend on how many channels and places a layer has, so compare models
+of one architecture. Controls: a network with random parameters (`interp.faithfulness.randomisation.fully_randomised`), and
+features of which every channel was shuffled over places (`shuffled`), which leaves no part that several channels share.
+
+Between models, on the same images: linear CKA (Kornblith et al., arXiv 1905.00414, eq. 3 and 4), with the unbiased estimate of
+HSIC (Song et al. 2012; Nguyen et al., arXiv 2010.15327, eq. 3) since more features than images raise the plain one; and for each
+concept the best correlation, over images, with a concept of the other model. Control of both: images in another order.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.decomposition import NMF  # type: ignore[import-untyped]
+from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
+from torch import Tensor, nn
+
+from interp.attention.geometry import Grid, patch_grid
+from interp.attention.layout import layout_of, module_at
+from interp.models.chunks import in_chunks
+from interp.models.model import Model
+from interp.result import Measure
+from interp.types import Images, InputError
+
+MEASURES = (
+    Measure(
+        "concepts_needed",
+        "concepts for 80 % of features",
+        "least k of a non-negative factorisation that explains 80 % of the features' variance over places",
+        "after CRAFT, arXiv 2211.10154, section 3.1",
+        "concepts",
+        "none",
+    ),
+    Measure(
+        "explained",
+        "explained by ten concepts",
+        "1 − ‖A − U·V‖² / ‖A − mean A‖² of each image's places, k = 10",
+        "after CRAFT, arXiv 2211.10154, section 3.1",
+        "share",
+        "none",
+    ),
+)
+
+_ROUNDS = 100  # of the solver; its own rule ends at many parts long before it has converged, so all are taken
+
+
+@dataclass(frozen=True, eq=False)
+class Discovery:
+    """Concepts of one layer of one model.
+
+    layer: its path. needed: number of concepts for the share asked for, NaN where `most` do not do; least: what it cannot be
+    below. parts (k, features): unit rows. activations (images, rows, columns, k): how much of each part lies at a place.
+    explained (images,): share of each image's features that the k parts explain. tried: k → share explained, what the search saw.
+    top (k, m, 3): image, row and column where each concept is strongest, one place per image, strongest first. features (images,
+    places × channels): what was factorised.
+    """
+
+    layer: str
+    needed: float
+    least: int
+    parts: np.ndarray
+    activations: np.ndarray
+    explained: np.ndarray
+    tried: dict[int, float]
+    top: np.ndarray
+    features: np.ndarray
+
+    @property
+    def by_image(self) -> np.ndarray:
+        """Mean activation (images, k) over places."""
+        return self.activations.mean((1, 2))
+
+
+def discover(
+    model: Model,
+    images: Images,
+    *,
+    layer: str | None = None,
+    k: int = 10,
+    share: float = 0.8,
+    most: int = 96,
+    top: int = 9,
+    rows: int = 1500,
+    shuffled: bool = False,
+    seed: int = 0,
+    chunk: int = 64,
+) -> Discovery:
+    """Factorise what a layer gives for images (n, 3, h, w).
+
+    layer: path inside `model.net`; None, the family's last spatial layer (see attention/layout.py). k: concepts that are
+    returned. most: where the search for `needed` ends. rows: places, drawn by the seed, that parts are learnt from. shuffled: the
+    control. Raises InputError for a layer without places, features that are the same at all places, and k or most beyond what
+    there is.
+    """
+    layer = layout_of(model).gradcam if layer is None else layer
+    features = spatial(model, images, layer, chunk)
+    if shuffled:
+        features = _shuffled(features, seed)
+    n, height, width, _ = features.shape
+    matrix = parted(features.reshape(n * height * width, -1))
+    if not 1 <= k <= most <= min(matrix.shape):
+        raise InputError(f"k is {k} and most {most}; expected 1 ≤ k ≤ most ≤ {min(matrix.shape)}, the places or the features")
+    sample = matrix[_draw(len(matrix), rows, seed)]
+    if not sample.std(0).any():
+        raise InputError(f"layer {layer} gives the same features at all places of all images; choose another")
+    needed, least, tried = concepts_needed(sample, share=share, most=most, seed=seed)
+    found = _factorised(sample, k, seed)
+    parts = found.components_ / np.maximum(np.linalg.norm(found.components_, axis=1, keepdims=True), 1e-12)
+    found.components_ = parts.astype(matrix.dtype)
+    amounts = _solved(found, matrix)
+    residual = (matrix - amounts @ found.components_).reshape(n, -1)
+    spread = (matrix - matrix.mean(0)).reshape(n, -1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        explained = 1 - (residual**2).sum(1, dtype=np.float64) / (spread**2).sum(1, dtype=np.float64)
+    activations = amounts.reshape(n, height, width, k)
+    return Discovery(
+        layer, needed, least, parts, activations, explained, tried, strongest(activations, min(top, n)), features.reshape(n, -1)
+    )  # fmt: skip
+
+
+def concepts_needed(
+    matrix: np.ndarray, *, share: float = 0.8, most: int = 96, seed: int = 0
+) -> tuple[float, int, dict[int, float]]:
+    """The least k ≤ most whose factorisation of a matrix ≥ 0 (places, features) explains a share, NaN if none does.
+
+    Beside it the number of singular vectors that explain it, which k cannot be below, and all k tried with their shares. From
+    that number k is doubled until it does, then bisected to within 5 %, below 20 exactly. Limit: k for products of k planted
+    parts that fewer cannot make up, at a share near 1.
+    """
+    total = float(np.square(matrix - matrix.mean(0), dtype=np.float64).sum())
+    energy = np.linalg.eigvalsh(matrix.T.astype(np.float64) @ matrix)[::-1].clip(0)
+    left = (energy.sum() - energy.cumsum()) / total  # beyond each number of singular vectors
+    least = 1 + int((left > 1 - share + 1e-6).sum())
+    tried: dict[int, float] = {}
+
+    def enough(k: int) -> bool:
+        tried[k] = 1 - float(_factorised(matrix, k, seed).reconstruction_err_) ** 2 / total
+        return tried[k] >= share
+
+    below, k = least - 1, least
+    while k > most or not enough(k):
+        if k >= most:
+            return math.nan, least, tried
+        below, k = k, min(2 * k, most)
+    while k - below > max(1, k // 20):
+        middle = (below + k) // 2
+        below, k = (below, middle) if enough(middle) else (middle, k)
+    return float(k), least, tried
+
+
+def parted(features: np.ndarray) -> np.ndarray:
+    """Features (places, c) as they are where none is below zero, else their positive and negative parts (places, 2c)."""
+    if features.min() >= 0:
+        return features
+    return np.concatenate([features.clip(0), (-features).clip(0)], 1)
+
+
+def strongest(activations: np.ndarray, m: int) -> np.ndarray:
+    """Image, row, column (k, m, 3) of the m images in which each concept of (n, rows, columns, k) is strongest, in that order."""
+    n, height, width, k = activations.shape
+    flat = activations.reshape(n, height * width, k)
+    image = np.argsort(-flat.max(1), axis=0, kind="stable")[:m].T
+    place = np.take_along_axis(flat.argmax(1), image.T, 0).T
+    return np.stack([image, place // width, place % width], 2)
+
+
+def crops(images: Images, found: Discovery, *, size: int) -> np.ndarray:
+    """What lies around the strongest places: (k, m, size, size, 3) in [0, 1], the place in the middle, at edges as near as fits.
+
+    size in pixels, at most the image's side. A crop shows where a part lies; what the layer saw reaches further.
+    """
+    height, width = images.shape[2:]
+    if not 1 <= size <= min(height, width):
+        raise InputError(f"crops have {size} pixels a side; expected 1 to {min(height, width)}")
+    rows, columns = found.activations.shape[1:3]
+
+    def crop(image: int, row: int, column: int) -> Tensor:
+        y, x = (
+            min(max(0, round((at + 0.5) * side / cells - size / 2)), side - size)
+            for at, side, cells in ((row, height, rows), (column, width, columns))
+        )
+        return images[image, :, y : y + size, x : x + size].permute(1, 2, 0)
+
+    return np.stack([np.stack([crop(*place).numpy() for place in places.tolist()]) for places in found.top])
+
+
+def linear_cka(x: np.ndarray, y: np.ndarray, *, unbiased: bool = True) -> float:
+    """Linear CKA of features (n, p) and (n, q) of the same images, at most 1.
+
+    unbiased: about 0, of either sign, for features that have nothing to do with each other; else the plain one of Kornblith et
+    al., in [0, 1]. Raises InputError for other than the same n ≥ 4 images. Limits: 1 for x and a rotation or multiple of x.
+    """
+    if len(x) != len(y) or len(x) < 4:
+        raise InputError(f"features are of {len(x)} and {len(y)} images; expected the same, 4 at least")
+    a, b = (_gram(v, unbiased=unbiased) for v in (x, y))
+    hsic = _hsic_unbiased if unbiased else _hsic
+    own = hsic(a, a) * hsic(b, b)
+    return hsic(a, b) / math.sqrt(own) if own > 0 else math.nan
+
+
+def best_matches(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """For each concept of activations (n, k), the highest Pearson correlation (k,) with a concept of (n, l) on the same images.
+
+    NaN for a concept that is the same in all images. Limit: 1 for a model with itself.
+    """
+    if len(a) != len(b):
+        raise InputError(f"activations are of {len(a)} and {len(b)} images; expected the same")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        one, other = ((v - v.mean(0)) / np.linalg.norm(v - v.mean(0), axis=0) for v in (a, b))
+    correlation = one.T @ other
+    best = np.where(np.isnan(correlation), -np.inf, correlation).max(1)
+    return np.where(np.isinf(best), np.nan, best)
+
+
+def shared(found: list[Discovery], *, seed: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """CKA and mean best match (models, models) between discoveries on the same images, rows matched in columns.
+
+    seed: of the control, in which the columns' images are in another order; None, as they are. Limit: the diagonal is 1.
+    """
+    order = np.arange(len(found[0].features))
+    if seed is not None:
+        order = np.random.default_rng(seed).permutation(order)
+    cka = [[linear_cka(a.features, b.features[order]) for b in found] for a in found]
+    matches = [[float(np.nanmean(best_matches(a.by_image, b.by_image[order]))) for b in found] for a in found]
+    return np.array(cka), np.array(matches)
+
+
+def spatial(model: Model, images: Images, layer: str, chunk: int) -> np.ndarray:
+    """Output (n, rows, columns, c) float32 of a layer at its places; prefix tokens are dropped.
+
+    Raises InputError where the layer gives neither (n, c, rows, columns) nor tokens on a grid of patches.
+    """
+    seen: dict[str, Any] = {}
+    embed = getattr(model.net, "patch_embed", None)
+    last = getattr(model.net, "output_fmt", "NCHW") == "NHWC"
+
+    def run(rows: slice) -> Tensor:
+        seen.clear()
+        model(images[rows].to(model.mean))
+        return _placed(seen.get("out"), seen.get("grid"), layer, channels_last=last).cpu()
+
+    handles = [module_at(model.net, layer).register_forward_hook(lambda _m, _a, out: seen.update(out=out))]
+    if isinstance(embed, nn.Module):
+        handles.append(embed.register_forward_hook(lambda m, args, out: seen.update(grid=patch_grid(m, args, out))))
+    try:
+        with torch.no_grad():
+            return torch.cat([found for _, found in in_chunks(run, len(images), chunk)]).float().numpy()
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _placed(out: Any, grid: Grid | None, layer: str, *, channels_last: bool) -> Tensor:
+    if isinstance(out, Tensor) and out.ndim == 4:
+        return out if channels_last else out.permute(0, 2, 3, 1)
+    if isinstance(out, Tensor) and out.ndim == 3 and grid is not None and out.shape[1] >= math.prod(grid):
+        return out[:, out.shape[1] - math.prod(grid) :].unflatten(1, grid)
+    shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+    raise InputError(f"layer {layer!r} gives {shape}, which has no places; choose one with (n, c, h, w) or tokens of patches")
+
+
+def _factorised(matrix: np.ndarray, k: int, seed: int) -> Any:
+    """A fitted NMF of k parts."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return NMF(k, init="nndsvda", random_state=seed, max_iter=_ROUNDS, tol=0).fit(matrix)
+
+
+def _solved(found: Any, matrix: np.ndarray) -> np.ndarray:
+    """Amounts (places, k) of fixed parts."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return found.transform(matrix)
+
+
+def _draw(n: int, rows: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(n)[:rows]
+
+
+def _shuffled(features: np.ndarray, seed: int) -> np.ndarray:
+    """Every channel in an order of its own over images and places."""
+    return np.random.default_rng(seed).permuted(features.reshape(-1, features.shape[-1]), axis=0).reshape(features.shape)
+
+
+def _gram(x: np.ndarray, *, unbiased: bool) -> np.ndarray:
+    centred = (x - x.mean(0)).astype(np.float64)
+    gram = centred @ centred.T
+    if unbiased:
+        np.fill_diagonal(gram, 0)
+    return gram
+
+
+def _hsic(a: np.ndarray, b: np.ndarray) -> float:
+    """Up to a factor, of Gram matrices of centred features."""
+    return float((a * b).sum())
+
+
+def _hsic_unbiased(a: np.ndarray, b: np.ndarray) -> float:
+    """Up to a factor, of Gram matrices with zero diagonals (Song et al. 2012, eq. 5)."""
+    n = len(a)
+    cross = 2 / (n - 2) * a.sum(0) @ b.sum(0)
+    return float((a * b).sum() + a.sum() * b.sum() / ((n - 1) * (n - 2)) - cross)

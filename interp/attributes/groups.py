@@ -1,0 +1,188 @@
+"""Measures that need pictures of their own: group → columns of the table, and what else belongs into the result."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from interp.attacks.pgd import PGD
+from interp.attacks.search import attack
+from interp.attacks.starts import uniform
+from interp.attention.maps import enlarge
+from interp.attention.readings import read
+from interp.attributes import aligned, concepts, discovery, localise, shape
+from interp.attributes.table import Column
+from interp.models.model import Model, judges_of
+from interp.result import Measure
+from interp.types import Batch, InputError, Labels, pixels
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """shaped, tested, factorised: the first so many images for shape and texture, concepts, discovery. seeds: pictures drawn per
+    class. synthesis: the attack that draws them, from noise."""
+
+    shaped: int = 200
+    tested: int = 200
+    factorised: int = 200
+    seeds: int = 3
+    synthesis: PGD = PGD(15.0, steps=40, targeted=True)
+
+
+Found = tuple[list[Column], dict[str, object]]
+Group = Callable[[Sequence[Model], Batch, Labels, Sizes, int], Found]
+
+
+def _named(measures: Sequence[Measure], prefix: str) -> dict[str, Measure]:
+    return {m.name: dataclasses.replace(m, name=prefix + m.name) for m in measures}
+
+
+def shape_or_texture(models: Sequence[Model], batch: Batch, _goals: Labels, sizes: Sizes, chunk: int) -> Found:
+    """What is left of the right answers when shape or texture is taken away, and which a read-out follows in drawn conflicts."""
+    rows, few = _named(shape.MEASURES, "shape_"), batch[: sizes.shaped]
+    cutoffs, chance = shape.ladder(few.images.shape[-1]), 1 / models[0].card.num_classes
+    kept, nothing, drawn, halves, curves = [], [], [], [], []
+    for model in tqdm(models, desc="shape", leave=False):
+        decided = shape.decisions(model, few, chunk=chunk)
+        rights = shape.right(decided, few.labels)
+        kept.append(shape.kept(rights))
+        nothing.append(shape.kept(shape.control(decided, few.labels)))
+        halves.append(shape.cutoff(rights, cutoffs, chance=chance)[0])
+        curves.append([np.pad(shape.curve(rights, band), ((len(cutoffs) - len(shape.curve(rights, band)), 0), (0, 0)),
+                              constant_values=np.nan) for band in ("low", "high")])  # fmt: skip
+        drawn.append(shape.drawn_cues(model, chunk=chunk))
+    against = "the label of another image"
+    columns = [
+        Column(rows[name], np.stack([k[name] for k in kept]), np.stack([k[name] for k in nothing]), against, "shaped")
+        for name in kept[0]
+    ]
+    level = {"cue_bias": 0.5, "cue_decided": 0.25, "cue_consistent": 0.0}
+    for name, at in level.items():
+        values = np.stack([d[name] for d in drawn])
+        columns.append(Column(rows[name], values, np.full_like(values, at), f"chance, {at:g}", "stimulus"))
+    block, ends = np.array(curves), ("", "_low", "_high")  # (model, band, cutoff, 3)
+    extras: dict[str, object] = {
+        f"accuracy_by_band{end}": (("model", "band", "cutoff"), block[..., k]) for k, end in enumerate(ends)
+    }
+    extras |= {f"shape_cutoff{end}": ("model", np.array(halves)[:, k]) for k, end in enumerate(ends)}
+    return columns, extras | {"cutoff": ("cutoff", list(cutoffs)), "band": ("band", ["low-pass", "high-pass"])}
+
+
+def named_concepts(models: Sequence[Model], batch: Batch, _goals: Labels, sizes: Sizes, chunk: int) -> Found:
+    """TCAV at the last layer: how far classes depend on drawn concepts, beside a random one."""
+    rows, few = _named(concepts.MEASURES, "concept_"), batch[: sizes.tested]
+    found = [
+        concepts.tcav(model, few.images, few.labels, layers=(concepts.LAST,), chunk=chunk)[0]
+        for model in tqdm(models, desc="concepts", leave=False)
+    ]
+    values, random = (np.stack([f.values[name] for f in found]) for name in ("sensitivity", "control"))
+    passed = np.stack([np.where(np.isfinite(f.p[:-1]), np.isfinite(f.score[:-1]), np.nan).ravel() for f in found])
+    at_random = np.stack([np.full(passed.shape[1], f.significant[1]) for f in found])
+    accuracy = np.stack([f.accuracy.mean(1) for f in found])
+    apart, blind = accuracy[:, :-1], np.repeat(accuracy[:, -1:], accuracy.shape[1] - 1, 1)
+    columns = [
+        Column(rows["sensitivity"], values, random, "a random concept", "tested"),
+        Column(rows["significant"], passed, at_random, "a random concept", "pair"),
+        Column(rows["told_apart"], apart, blind, "a random concept", "concept"),
+    ]
+    names = [model.card.label(k) for model in models[:1] for k in range(found[0].score.shape[1])]
+    extras: dict[str, object] = {
+        "concept_score": (("model", "concept", "tested_class"), np.stack([f.score[:-1] for f in found])),
+        "concept": ("concept", list(found[0].names[:-1])),
+        "tested_class": ("tested_class", names),
+    }
+    return columns, extras
+
+
+def found_concepts(models: Sequence[Model], batch: Batch, _goals: Labels, sizes: Sizes, chunk: int) -> Found:
+    """Non-negative parts of a late layer's features, and how far models share them."""
+    rows, few = _named(discovery.MEASURES, "discovery_"), batch[: sizes.factorised]
+    found, shuffled = (
+        [discovery.discover(model, few.images, shuffled=s, chunk=chunk) for model in tqdm(models, desc="discovery", leave=False)]
+        for s in (False, True)
+    )
+    explained, control = (np.stack([f.explained for f in of]) for of in (found, shuffled))
+    cka, matches = discovery.shared(found)
+    columns = [Column(rows["explained"], explained, control, "features shuffled over places", "factorised")]
+    extras: dict[str, object] = {
+        "concepts_needed": ("model", np.array([f.needed for f in found])),
+        "concepts_needed_shuffled": ("model", np.array([f.needed for f in shuffled])),
+        "cka": (("model", "other"), cka),
+        "best_match": (("model", "other"), matches),
+        "concept_crop": (
+            ("model", "part", "top", "crop_y", "crop_x", "channel"),
+            np.stack([np.moveaxis(discovery.crops(few.images, f, size=few.images.shape[-1] // 2), 2, -1) for f in found]),
+        ),
+    }
+    return columns, extras
+
+
+def pictures(models: Sequence[Model], batch: Batch, _goals: Labels, sizes: Sizes, chunk: int) -> Found:
+    """Pictures drawn from noise toward every class: what independent judges read in them, and how they differ."""
+    rows, classes = _named(aligned.MEASURES, "picture_"), models[0].card.num_classes
+    if classes > 20:
+        raise InputError(f"the models have {classes} classes; pictures are drawn toward all of at most 20")
+    targets = torch.arange(classes).repeat(sizes.seeds)
+    x = uniform((len(targets), 3, *batch.images.shape[2:]), seed=sizes.synthesis.seed)
+    real = [aligned.penultimate(judge, batch.images, chunk=chunk) for judge in models]
+    made = [attack(m, x, targets, sizes.synthesis).x.cpu() for m in tqdm(models, desc="pictures", leave=False)]
+    values: dict[str, list[np.ndarray]] = {"read_accuracy": [], "diversity": []}
+    control: dict[str, list[np.ndarray]] = {"read_accuracy": [], "diversity": []}
+    for m, drawn in enumerate(made):
+        judges = judges_of(models, m)
+        if not judges:
+            raise InputError("pictures are read by other models; give at least two")
+        for into, of in ((values, drawn), (control, x)):
+            logits = torch.stack([models[j].read(of, chunk=chunk) for j in judges])
+            into["read_accuracy"].append(aligned.read_accuracy(logits, targets).numpy())
+            seen = [aligned.penultimate(models[j], of, chunk=chunk) for j in judges]
+            apart = [aligned.diversity(v, targets, real[j], batch.labels) for v, j in zip(seen, judges, strict=True)]
+            into["diversity"].append(torch.stack(apart).mean(0).numpy())
+    columns = [
+        Column(rows[name], np.stack(values[name]), np.stack(control[name]), "the noise drawn from", "picture") for name in values
+    ]
+    shown = np.stack([pixels(d[:classes]) for d in made])
+    return columns, {"synthesis": (("model", "target", "y", "x", "channel"), shown)}
+
+
+def where(models: Sequence[Model], batch: Batch, _goals: Labels, _sizes: Sizes, chunk: int) -> Found:
+    """How much of the gradient and of the model's own map lies on the object, beside a map around the centre."""
+    if batch.masks is None:
+        raise InputError("the images have no masks; expected a parquet file with trimap or box_xyxy")
+    blind = localise.controls(batch.masks)["centre map"]
+    columns = []
+    for source, title in (("gradient", "gradient"), ("map", "map")):
+        rows = {m.name: dataclasses.replace(m, name=f"{source}_{m.name}", title=f"{title}: {m.title}") for m in localise.MEASURES}
+        found = [_located(model, batch, source, chunk) for model in tqdm(models, desc=f"where, {title}", leave=False)]
+        for name in ("mass", "pointing"):
+            values = np.stack([f[name] for f in found])
+            columns.append(Column(rows[name], values, np.repeat(blind[name][None], len(models), 0), "a map around the centre"))
+    return columns, {"mask_area": ("image", batch.masks.float().mean((1, 2)).numpy())}
+
+
+def _located(model: Model, batch: Batch, source: str, chunk: int) -> dict[str, np.ndarray]:
+    size = (int(batch.images.shape[2]), int(batch.images.shape[3]))
+    maps = []
+    for part in batch.chunks(chunk):
+        x = part.images.to(model.mean)
+        if source == "map":
+            maps.append(enlarge(read(model, x).maps, size).cpu())
+        else:
+            own = model.read(x).argmax(1)
+            maps.append(aligned.class_gradients(model, x, own.to(x.device)).abs().sum(1).cpu())
+    assert batch.masks is not None
+    return localise.localise(torch.cat(maps), batch.masks)
+
+
+OWN: Mapping[str, Group] = {
+    "pictures": pictures,
+    "where": where,
+    "shape": shape_or_texture,
+    "concepts": named_concepts,
+    "discovery": found_concepts,
+}

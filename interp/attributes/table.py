@@ -1,0 +1,122 @@
+"""Measures of several models on the same images → one table: intervals, controls, paired comparisons, verdicts in words.
+
+A value counts as evidence of a model where it differs, in the better direction, from the control of the same images. Models are
+compared in pairs on the same images. Both families of tests are bootstraps over images (`stats.paired`), and both are corrected
+by Holm's rule: the comparisons of all measures and pairs together, the tests against controls of all measures and models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import xarray as xr
+
+from interp.result import Measure, with_interval
+from interp.stats import bootstrap, holm, paired
+
+LEVEL = 0.05  # of corrected p-values
+FEWEST = 20  # units of which a difference is judged: with fewer the bootstrap finds differences too easily
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """One measure: values (model, unit) and those of its control on the same units, NaN where undefined.
+
+    against: what the control is, in words, '' where a measure has none. unit: the dimension of units: image, stimulus, picture.
+    """
+
+    measure: Measure
+    values: np.ndarray
+    control: np.ndarray | None = None
+    against: str = ""
+    unit: str = "image"
+
+
+def tabulate(columns: Sequence[Column], models: Sequence[str], pairs: Sequence[tuple[int, int]]) -> xr.Dataset:
+    """The table of some measures.
+
+    Per measure NAME: NAME, NAME_low, NAME_high, NAME_n (model); values_NAME (model, unit); NAME_control with _low and _high
+    (model); NAME_above (model), whether the value differs from its control as it should; NAME_difference, NAME_difference_low,
+    _high and NAME_p (model, other), Holm-corrected; attributes control, best (the id of the model that is better than every
+    other, or ''), verdict (words). pairs: (standard, robust) twins that the verdict is about.
+    """
+    data = xr.Dataset()
+    if not columns:
+        return data
+    every = list(combinations(range(len(models)), 2))
+    compared = [paired(np.stack([c.values[b] - c.values[a] for a, b in every], 1)) if every else None for c in columns]
+    tests = [paired((c.values - c.control).T) if c.control is not None else None for c in columns]
+    p_pairs = _adjusted([np.where(t.n >= FEWEST, t.p, np.nan) if t else np.zeros(0) for t in compared])
+    p_above = _adjusted([np.where(t.n >= FEWEST, t.p, np.nan) if t else np.full(len(models), np.nan) for t in tests])
+    for column, differences, p, test, above in zip(columns, compared, p_pairs, tests, p_above, strict=True):
+        m, n = column.measure, np.isfinite(column.values).sum(1)
+        attrs = {"unit": m.unit, "better": m.better, "n": column.values.shape[1], "long_name": m.title}
+        data = data.assign(with_interval(m.name, ("model",), [bootstrap(v) for v in column.values], (len(models),), **attrs))
+        data[f"{m.name}_n"] = ("model", n)
+        data[f"values_{m.name}"] = (("model", column.unit), column.values.astype(np.float32))
+        block = np.full((3, len(models), len(models)), np.nan)
+        corrected = np.full((len(models), len(models)), np.nan)
+        for k, (a, b) in enumerate(every):
+            assert differences is not None
+            block[:, b, a] = differences.mean[k], differences.low[k], differences.high[k]
+            block[:, a, b] = -differences.mean[k], -differences.high[k], -differences.low[k]
+            corrected[a, b] = corrected[b, a] = p[k]
+        for end, values in zip(("", "_low", "_high"), block, strict=True):
+            data[f"{m.name}_difference{end}"] = (("model", "other"), values)
+        data[f"{m.name}_p"] = (("model", "other"), corrected)
+        shown = np.isfinite(column.values).any(1)
+        if test is not None and column.control is not None:
+            for end, values in zip(("", "_low", "_high"), np.array([bootstrap(v) for v in column.control]).T, strict=True):
+                data[f"{m.name}_control{end}"] = ("model", values)
+            shown &= (above < LEVEL) & (_sign(m) * test.mean > 0 if m.better != "none" else True)
+        data[f"{m.name}_above"] = ("model", shown)
+        best = _best(m, data[m.name].values, shown, corrected)
+        data[m.name].attrs |= {
+            "control": column.against,
+            "best": "" if best is None else models[best],
+            "formula": m.formula,
+            "source": m.source,
+            "verdict": verdict(m, shown, block[0], corrected, pairs, judged=bool((n >= FEWEST).any())),
+        }
+    return data
+
+
+def _adjusted(series: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """p-values of all measures corrected together, cut into the series they came in."""
+    ends = np.cumsum([len(s) for s in series])[:-1]
+    return np.split(holm(np.concatenate(series)), ends)
+
+
+def _sign(m: Measure) -> int:
+    return -1 if m.better == "lower" else 1
+
+
+def _best(m: Measure, means: np.ndarray, shown: np.ndarray, p: np.ndarray) -> int | None:
+    """The model that is better than each of the others that have a value, by corrected p-values."""
+    if m.better == "none" or not shown.any():
+        return None
+    first = int(np.nanargmax(np.where(shown, _sign(m) * means, np.nan)))
+    others = [k for k in range(len(means)) if k != first and np.isfinite(means[k])]
+    better = all(p[first, k] < LEVEL and _sign(m) * (means[first] - means[k]) > 0 for k in others)
+    return first if others and better else None
+
+
+def verdict(
+    m: Measure, shown: np.ndarray, differences: np.ndarray, p: np.ndarray, pairs: Sequence[tuple[int, int]], *, judged: bool
+) -> str:
+    """What a measure shows of robust models beside their standard twins, in words that say no more than the tests."""
+    if not judged:
+        return f"not judged: fewer than {FEWEST} values"
+    if not shown.any():
+        return "says nothing here: no model differs from its control as it should"
+    if not pairs:
+        return "no twins to compare"
+    sure = [np.sign(differences[r, s]) if p[s, r] < LEVEL else 0 for s, r in pairs]
+    higher, lower = sum(v > 0 for v in sure), sum(v < 0 for v in sure)
+    parts = [f"{word} in {k}" for word, k in (("higher", higher), ("lower", lower)) if k]
+    open_ = len(pairs) - higher - lower
+    parts += [f"not shown to differ in {open_}"] if open_ else []
+    return f"robust against standard: {', '.join(parts)} of {len(pairs)}"

@@ -1,0 +1,197 @@
+"""Concepts found in features: planted parts, the search for their number, and what two models share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from interp.attributes.discovery import (
+    best_matches,
+    concepts_needed,
+    crops,
+    discover,
+    linear_cka,
+    parted,
+    shared,
+    spatial,
+    strongest,
+)
+from interp.faithfulness.randomisation import fully_randomised
+from interp.models.model import Model
+from interp.types import Batch, Card, InputError, Preprocess
+
+
+def planted(k: int, *, places: int = 400, each: int = 4, seed: int = 0) -> np.ndarray:
+    """Sums of k parts of `each` channels of their own, with amounts that are often 0."""
+    rng = np.random.default_rng(seed)
+    parts = np.kron(np.eye(k), np.ones((1, each))) * rng.uniform(0.5, 1.5, k * each)
+    return (rng.exponential(size=(places, k)) * (rng.random((places, k)) < 0.5)) @ parts
+
+
+class Marks(nn.Module):
+    """Features of a place: how red, green and blue it is, in two channels each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.AvgPool2d(4)
+        self.twice = nn.Upsample(scale_factor=1)
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.body(x)
+        self.twice(torch.cat([pooled, 2 * pooled], 1))
+        return self.head(pooled.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def marks() -> tuple[Model, Tensor, np.ndarray]:
+    """The model, 30 black images with one patch of one colour each, and colour, row and column of the patch."""
+    rng = np.random.default_rng(0)
+    where = np.stack([np.arange(30) % 3, rng.integers(0, 4, 30), rng.integers(0, 4, 30)], 1)
+    x = torch.zeros(30, 3, 16, 16)
+    for image, (colour, row, column) in enumerate(where):
+        x[image, colour, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] = 0.4 + 0.02 * image
+    return Model(Marks(), Card(id="marks", arch="none", num_classes=3, preprocess=Preprocess(16, 16))), x, where
+
+
+@pytest.mark.parametrize("k", [1, 3, 7])
+def test_k_planted_parts_need_k_concepts(k: int) -> None:
+    needed, least, tried = concepts_needed(planted(k), share=0.999, most=12)
+    assert needed == k
+    assert least <= k
+    assert max(tried.values()) <= 1 + 1e-9
+
+
+def test_shuffled_channels_need_more_concepts_than_planted_ones() -> None:
+    matrix = planted(4)
+    shuffled = np.random.default_rng(1).permuted(matrix, axis=0)
+    assert concepts_needed(matrix, share=0.9, most=16)[0] <= 4
+    assert concepts_needed(shuffled, share=0.9, most=16)[0] > 8
+
+
+def test_a_search_that_ends_below_the_share_says_so() -> None:
+    needed, least, tried = concepts_needed(planted(8), share=0.999, most=4)
+    assert np.isnan(needed)
+    assert least > 4
+    assert tried == {}  # singular vectors alone rule it out
+
+
+def test_planted_colours_are_found_where_they_are(marks: tuple[Model, Tensor, np.ndarray]) -> None:
+    model, x, where = marks
+    found = discover(model, x, layer="twice", k=3, share=0.99, most=6, top=4)
+    assert found.needed == 3
+    assert found.explained == pytest.approx(np.ones(30), abs=1e-3)
+    colours = found.parts.argmax(1) % 3
+    assert sorted(colours) == [0, 1, 2]
+    for concept, colour in enumerate(colours):
+        brightest = np.flatnonzero(where[:, 0] == colour)[::-1][:4]
+        assert found.top[concept].tolist() == [[i, *where[i, 1:]] for i in brightest]
+    cut = crops(x, found, size=4)
+    assert cut.shape == (3, 4, 4, 4, 3)
+    assert (cut.mean((2, 3)).argmax(2) == colours[:, None]).all()
+    assert (cut.reshape(12, 16, 3).max(2).std(1) < 1e-6).all()  # the patch and nothing around it
+
+
+def test_shuffled_features_and_few_concepts_explain_less(marks: tuple[Model, Tensor, np.ndarray]) -> None:
+    model, x, _ = marks
+    plain, two, shuffled = (
+        discover(model, x, layer="twice", k=k, most=6, shuffled=s).explained.mean()
+        for k, s in ((3, False), (2, False), (3, True))
+    )
+    assert plain > two + 0.1
+    assert plain > shuffled + 0.1
+
+
+@pytest.mark.parametrize("family", ["xcit", "mobilevit", "resnet"])
+def test_every_family_gives_places_also_with_random_parameters(family: str, tiny: Callable[..., Model], samples: Batch) -> None:
+    model = tiny(family)
+    found = [discover(m, samples.images, k=3, most=8, rows=200) for m in (model, fully_randomised(model))]
+    for f in found:
+        assert f.activations.shape[0] == len(samples)
+        assert f.by_image.shape == (len(samples), 3)
+        assert (f.activations >= 0).all()
+        assert f.explained.shape == (len(samples),)
+    cka, match = shared(found)
+    assert np.diag(cka) == pytest.approx([1, 1])
+    assert np.diag(match) == pytest.approx([1, 1])
+    assert cka[0, 1] < 0.99
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_features_are_those_of_the_layer_in_any_chunks(tiny: Callable[..., Model], samples: Batch) -> None:
+    model, seen = tiny("xcit"), []
+    handle = model.net.blocks[-1].register_forward_hook(lambda _m, _a, out: seen.append(out))
+    model(samples.images)
+    handle.remove()
+    one, other = (spatial(model, samples.images, "blocks.-1", c) for c in (64, 7))
+    assert one == pytest.approx(other, abs=1e-4)
+    assert one.reshape(seen[0].shape) == pytest.approx(seen[0].numpy(), abs=1e-4)  # patches row by row
+
+
+def test_parts_of_both_signs_keep_all_there_is() -> None:
+    signed = np.random.default_rng(0).normal(size=(5, 3))
+    both = parted(signed)
+    assert both.min() >= 0
+    assert np.array_equal(both[:, :3] - both[:, 3:], signed)
+    assert parted(abs(signed)).shape == (5, 3)
+
+
+def test_strongest_places_are_one_per_image_in_order() -> None:
+    activations = np.zeros((3, 2, 2, 1))
+    activations[0, 1, 0], activations[2, 0, 1], activations[2, 1, 1] = 1, 3, 2
+    assert strongest(activations, 2).tolist() == [[[2, 0, 1], [0, 1, 0]]]
+
+
+def test_cka_ignores_rotation_and_scale_and_is_the_papers() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(20, 5)), rng.normal(size=(20, 8))
+    turn = np.linalg.qr(rng.normal(size=(5, 5)))[0]
+    for unbiased in (True, False):
+        assert linear_cka(x, 3 * x @ turn + 7, unbiased=unbiased) == pytest.approx(1)
+    a, b = x - x.mean(0), y - y.mean(0)
+    formula = np.linalg.norm(b.T @ a) ** 2 / (np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b))
+    assert linear_cka(x, y, unbiased=False) == pytest.approx(formula)
+
+
+def test_unbiased_cka_of_unrelated_features_is_near_zero_and_the_plain_one_is_not() -> None:
+    rng = np.random.default_rng(0)
+    draws = [(rng.normal(size=(30, 200)), rng.normal(size=(30, 200))) for _ in range(20)]
+    assert abs(np.mean([linear_cka(*d) for d in draws])) < 0.02
+    assert np.mean([linear_cka(*d, unbiased=False) for d in draws]) > 0.7
+
+
+def test_best_matches_find_a_permuted_concept() -> None:
+    rng = np.random.default_rng(0)
+    a = rng.random((50, 4))
+    assert best_matches(a, 2 * a[:, [2, 0, 3, 1]] + 1) == pytest.approx(np.ones(4))
+    assert best_matches(a, rng.random((50, 4))).max() < 0.6
+    a[:, 1] = 5
+    assert np.isnan(best_matches(a, a)).tolist() == [False, True, False, False]
+
+
+def test_images_in_another_order_share_nothing(marks: tuple[Model, Tensor, np.ndarray]) -> None:
+    model, x, _ = marks
+    found = [discover(model, x, layer="twice", k=3, most=6)] * 2
+    cka, match = shared(found, seed=1)
+    assert np.abs(cka).max() < 0.3
+    assert match.max() < 0.7
+
+
+def test_wrong_input_is_named(marks: tuple[Model, Tensor, np.ndarray]) -> None:
+    model, x, _ = marks
+    with pytest.raises(InputError, match="no places"):
+        discover(model, x, layer="head")
+    with pytest.raises(InputError, match="1 ≤ k ≤ most"):
+        discover(model, x, layer="twice", k=7, most=6)
+    with pytest.raises(InputError, match="same features at all places"):
+        discover(model, torch.zeros(4, 3, 16, 16), layer="twice", k=1, most=2)
+    with pytest.raises(InputError, match="4 at least"):
+        linear_cka(np.ones((3, 2)), np.ones((3, 2)))
+    with pytest.raises(InputError, match="expected the same"):
+        best_matches(np.ones((3, 2)), np.ones((4, 2)))
+    with pytest.raises(InputError, match="pixels a side"):
+        crops(x, discover(model, x, layer="twice", k=2, most=6), size=17)
