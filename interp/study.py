@@ -12,7 +12,7 @@ from tqdm import tqdm
 from interp.attacks.sweep import Sweep, sweep
 from interp.attacks.synthesis import Synthesis, synthesise
 from interp.attention.attend import Attend, attend
-from interp.attributes.compare import Compare, compare
+from interp.attributes.compare import QUICK, Compare, compare
 from interp.gradients.accumulate import Accumulate, accumulate
 from interp.models.model import Model
 from interp.result import Result, remember
@@ -43,7 +43,7 @@ def main_plan(*, pictures: int = 6, labelled: bool = True) -> tuple[Analysis, ..
     )
     if not labelled:
         return looked_at
-    return (Analysis("accuracy", accuracy, Accuracy()), *looked_at, Analysis("compare", compare, Compare()))
+    return (Analysis("accuracy", accuracy, Accuracy()), *looked_at, Analysis("compare", compare, Compare(groups=QUICK)))
 
 
 def run(models: Sequence[Model], batch: Batch, plan: Sequence[Analysis], folder: Path) -> dict[str, Result]:

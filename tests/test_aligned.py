@@ -26,8 +26,8 @@ from interp.attributes.aligned import (
     references,
     toward,
 )
-from interp.faithfulness.randomisation import fully_randomised
 from interp.models.model import Model
+from interp.models.randomise import fully_randomised
 from interp.types import Batch, Card, InputError, Preprocess
 
 SIZE, CLASSES = 8, 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -11,10 +12,13 @@ import torch
 import interp
 from interp.attacks.pgd import PGD
 from interp.attributes.classify import as_image, read_as
-from interp.attributes.compare import CONTROL, MEASURES, Compare, compare
+from interp.attributes.compare import PER_IMAGE, Compare, compare, goals_of
 from interp.attributes.edges import alignment, sobel
+from interp.attributes.groups import Sizes
+from interp.attributes.table import Column, tabulate
 from interp.gradients.spectrum import centroid, energy, radial
 from interp.models.model import judges_of
+from interp.result import Measure
 from interp.types import Batch
 
 
@@ -68,30 +72,72 @@ def test_judges_read_in_chunks_what_they_read_at_once(tiny_models: list[interp.M
     assert torch.equal(a, b)
 
 
-def test_comparison_is_complete_and_the_control_scores_like_noise(tiny_models: list[interp.Model], samples: Batch) -> None:
-    params = Compare(PGD(32 / 255, steps=2, targeted=True), PGD(8 / 255, steps=2), targets=2)
-    result = compare(tiny_models, samples[:6], params)
+ONE = Compare(
+    PGD(32 / 255, steps=2, targeted=True), PGD(8 / 255, steps=2), ("perturbation", "appearance", "alignment"), (0.1,), 4
+)
+
+
+def test_comparison_is_complete_and_does_not_depend_on_the_chunk(tiny_models: list[interp.Model], samples: Batch) -> None:
+    result, parts = (compare(tiny_models, samples, dataclasses.replace(ONE, chunk=chunk)) for chunk in (20, 7))
     data = result.data
-    assert data["model"].values.tolist()[-1] == CONTROL
-    for m in MEASURES:
-        assert np.isfinite(data[m.name]).all()
-        assert (data[f"{m.name}_low"] <= data[m.name]).all()
-        assert (data[m.name] <= data[f"{m.name}_high"]).all()
-        assert np.allclose(data[f"values_{m.name}"].mean("image"), data[m.name], atol=1e-5)
-    control = data.isel(model=-1)
-    assert control["centroid"].item() == pytest.approx(0.3826, abs=0.02)
-    assert abs(control["edges"].item()) < 0.1
-    assert abs(control["persistence"].item()) < 0.05
-    rows = result.table()
-    assert set(rows.columns) >= {"model", "measure", "value", "low", "high", "n", "unit", "better"}
+    assert result.key == parts.key
+    names = [m.name for group in ONE.groups for m in PER_IMAGE[group]]
+    assert [m for m in result.measures if data[m].dims == ("model",)] == names
+    for name in names:
+        assert np.isfinite(data[name]).all()
+        assert (data[f"{name}_low"] <= data[name]).all() and (data[name] <= data[f"{name}_high"]).all()
+        assert np.allclose(data[f"values_{name}"].mean("image"), data[name], atol=1e-5)
+        close = np.isclose(data[f"values_{name}"], parts.data[f"values_{name}"], atol=2e-3, equal_nan=True)
+        assert close.mean() > 0.95  # a random network's first choice may turn on rounding
+        apart = data[f"{name}_difference"].values
+        assert np.allclose(apart, -apart.T, equal_nan=True)
+    assert data["centroid_control"].values[0] == pytest.approx(0.3826, abs=0.02)
+    assert abs(data["edges_control"].values[0]) < 0.1 and abs(data["persistence_control"].values[0]) < 0.05
+    assert abs(data["class_part_control"].values[0]) < 0.02
+    assert set(result.table().columns) >= {"model", "measure", "value", "low", "high", "n", "unit", "better"}
+    result.plot()
 
 
 def test_the_generator_is_not_its_own_independent_judge(tiny_models: list[interp.Model], samples: Batch) -> None:
     """The mean over independent judges is the mean of the matrix row without its diagonal."""
-    data = compare(tiny_models, samples[:6], Compare(PGD(0.2, steps=2, targeted=True), PGD(0.1, steps=2), targets=2)).data
+    data = compare(tiny_models, samples[:6], dataclasses.replace(ONE, groups=("perturbation",))).data
     for g in range(len(tiny_models)):
         others = [j for j in range(len(tiny_models)) if j != g]
         assert data["transferred"].values[g] == pytest.approx(data["transferred_to"].values[g, others].mean(), abs=1e-6)
+        assert data["transferred_own"].values[g] == pytest.approx(data["transferred_to"].values[g, g])
+
+
+def test_goals_reach_every_other_class_evenly() -> None:
+    labels = torch.arange(10).repeat(18)
+    goals = goals_of(labels, 10)
+    pairs = torch.stack([labels, goals], 1).unique(dim=0, return_counts=True)
+    assert len(pairs[0]) == 90 and (pairs[1] == 2).all() and (goals != labels).all()
+
+
+def test_all_groups_run_on_tiny_models_or_say_why_not(tiny_models: list[interp.Model], samples: Batch) -> None:
+    sizes = Sizes(20, 20, 20, 4, 2, PGD(15.0, steps=2, targeted=True))
+    groups = ("written", "pictures", "where", "distances")
+    result = compare(tiny_models, samples, dataclasses.replace(ONE, groups=groups, sizes=sizes))
+    assert "where: the images have no masks" in result.data.attrs["skipped"]
+    assert {"picture_read_accuracy", "alignment"} <= set(result.measures)
+    masks = torch.zeros(20, 32, 32, dtype=torch.bool)
+    masks[:, 8:24, 8:24] = True
+    found = compare(tiny_models, dataclasses.replace(samples, masks=masks), dataclasses.replace(ONE, groups=("where",)))
+    assert {"gradient_mass", "map_pointing"} <= set(found.measures)
+
+
+def test_a_measure_equal_to_its_control_says_nothing_and_the_best_is_better_than_all() -> None:
+    rng = np.random.default_rng(0)
+    m = Measure("m", "m", "", "", "", "lower")
+    control = rng.normal(1, 0.1, (3, 60))
+    same = tabulate([Column(m, rng.normal(1, 0.1, (3, 60)), control, "noise")], ["a", "b", "c"], [(0, 1)])
+    assert not same["m_above"].any() and same["m"].attrs["verdict"].startswith("says nothing") and same["m"].attrs["best"] == ""
+    values = np.stack([rng.normal(mean, 0.1, 60) for mean in (0.8, 0.5, 0.2)])
+    data = tabulate([Column(m, values, control, "noise")], ["a", "b", "c"], [(0, 1), (1, 2)])
+    assert data["m_above"].all() and data["m"].attrs["best"] == "c"
+    assert data["m"].attrs["verdict"] == "robust against standard: lower in 2 of 2"
+    few = tabulate([Column(m, values[:, :10], control[:, :10], "noise")], ["a", "b", "c"], [(0, 1)])
+    assert few["m"].attrs["verdict"].startswith("not judged") and few["m"].attrs["best"] == ""
 
 
 def test_twins_have_the_same_judges(tiny: Callable[..., interp.Model]) -> None:
@@ -103,8 +149,7 @@ def test_twins_have_the_same_judges(tiny: Callable[..., interp.Model]) -> None:
 
 
 def test_one_model_alone_has_no_independent_judge(tiny_models: list[interp.Model], samples: Batch) -> None:
-    params = Compare(PGD(0.1, steps=1, targeted=True), PGD(0.1, steps=2), targets=1)
-    result = compare(tiny_models[:1], samples[:2], params)
+    result = compare(tiny_models[:1], samples[:2], dataclasses.replace(ONE, groups=("perturbation",)))
     assert np.isnan(result.data["classified"].values[0])
     result.plot()  # draws a dash for what is not defined
 

@@ -20,8 +20,8 @@ from interp.attributes.discovery import (
     spatial,
     strongest,
 )
-from interp.faithfulness.randomisation import fully_randomised
 from interp.models.model import Model
+from interp.models.randomise import fully_randomised
 from interp.types import Batch, Card, InputError, Preprocess
 
 

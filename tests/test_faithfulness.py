@@ -27,8 +27,9 @@ from interp.faithfulness.baselines import centre, edges, flat, noise, smooth_noi
 from interp.faithfulness.curves import Flips, deletion, filling, flipped, insertion, pixel_flipping, ranks
 from interp.faithfulness.faithfulness import MEASURES, RANDOMISATION, Faithfulness, faithfulness
 from interp.faithfulness.methods import CONTROLS, DEFAULT, METHODS, READINGS, SHORT, named, saliency
-from interp.faithfulness.randomisation import by_layer, fully_randomised, randomised, spearman, ssim
+from interp.faithfulness.randomisation import by_layer, spearman, ssim
 from interp.models.model import Model
+from interp.models.randomise import fully_randomised, randomised
 from interp.plots.faithfulness import unread
 from interp.types import Batch, Card, InputError, Preprocess
 

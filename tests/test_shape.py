@@ -35,8 +35,8 @@ from interp.data.labels import CIFAR10
 from interp.data.outlines import SHAPES, inside
 from interp.data.synthetic import cue_conflicts, shapes
 from interp.data.transforms import band_limited
-from interp.faithfulness.randomisation import fully_randomised
 from interp.models.model import Model
+from interp.models.randomise import fully_randomised
 from interp.types import Batch, Card, Preprocess
 
 CUTOFFS = ladder(32)

@@ -35,6 +35,15 @@ MEASURES = (
         "higher",
     ),
     Measure(
+        "became",
+        "δ away read as what it became",
+        "share of images (δ + ε)/2ε, δ made away from the label, that models of other architectures classify as the class that "
+        "the generator reads in x + δ, where that is not the label",
+        "arXiv 2209.07399, quantification of perturbations",
+        "share",
+        "higher",
+    ),
+    Measure(
         "removed",
         "−δ away read as the label",
         "share of images (ε − δ)/2ε, δ made away from the label, that models of other architectures classify as the label",

@@ -11,7 +11,7 @@ and the number of concepts is the least k that explains a given share, by bisect
 singular vectors do, which bounds the search from below. Limits: the share is taken to rise with k, which a factorisation that
 stops after so many rounds need not do, and at a share of 0.9 some layers need more parts than it finds; parts are judged on the
 places they are learnt from, drawn from all images; numbers depend on how many channels and places a layer has, so compare models
-of one architecture. Controls: a network with random parameters (`interp.faithfulness.randomisation.fully_randomised`), and
+of one architecture. Controls: a network with random parameters (`interp.models.randomise.fully_randomised`), and
 features of which every channel was shuffled over places (`shuffled`), which leaves no part that several channels share.
 
 Between models, on the same images: linear CKA (Kornblith et al., arXiv 1905.00414, eq. 3 and 4), with the unbiased estimate of

@@ -60,19 +60,19 @@ def gather(models: Sequence[Model], batch: Batch, goals: Labels, plan: Plan) -> 
     known = aligned.references(batch.images, batch.labels, models[0].card.num_classes)
     found: dict[tuple[str, str], list[list[np.ndarray]]] = {}
     spectra: list[list[Tensor]] = []
-    pictures: list[list[Tensor]] = []
+    pictures: list[list[tuple[Tensor, ...]]] = [[] for _ in models]
     bar = tqdm(total=len(models) * len(batch), desc="attributes", leave=False)
     for first, x, y, goal in _pieces(batch, goals, plan.chunk):
         rows = list(range(first, first + len(x)))
         nothing = noise(x, toward=plan.toward, away=plan.away, first=first)
         right = choices(models, x) == y
-        empty = _hits(models, x, y, goal, nothing, right, plan)
+        empty = _hits(models, None, x, y, goal, nothing, right, plan)
         blur = (choices(models, blurred(x, BLUR * x.shape[-1] / 32)) == goal).float()
         noised: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
         moves = {t: aligned.directions(x, to, known) for t, to in (("goal", goal), ("other", another(goal, y, len(known.means))))}
         for m, model in enumerate(models):
             e = evidence(model, x, y, goal, toward=plan.toward, away=plan.away, first=first)
-            hits, judges = _hits(models, x, y, goal, e, right, plan), judges_of(models, m)
+            hits, judges = _hits(models, m, x, y, goal, e, right, plan), judges_of(models, m)
             read, unread = among(hits, judges), among(empty, judges)
             checks = among({"noise": empty["classified"], "blurred image": blur}, judges) | read
             kinds: dict[str, dict[str, Any]] = {
@@ -94,15 +94,16 @@ def gather(models: Sequence[Model], batch: Batch, goals: Labels, plan: Plan) -> 
                 for name, v in of.items():
                     found.setdefault((kind, name), [[] for _ in models])[m].append(np.asarray(v, np.float64))
             spectra.append([radial(e.toward)[1], radial(nothing.toward)[1]])
-            if first == 0:
-                pictures.append([t[: plan.examples] for t in (e.toward, e.gradients.mean.cpu(), (x + e.toward).clamp(0, 1))])
+            if first == 0 or first < plan.examples:
+                shown = (e.toward, e.gradients.mean.cpu(), (x + e.toward).clamp(0, 1))
+                pictures[m].append(tuple(t[: plan.examples - first] for t in shown))
             bar.update(len(x))
     bar.close()
     joined = {key: np.stack([np.concatenate(v) for v in rows]) for key, rows in found.items() if all(rows)}
     seen.values, seen.control = ({n: v for (kind, n), v in joined.items() if kind == k} for k in ("value", "control"))
     checks_of = {name: joined["check", name] for name in classify.CONTROLS}
     seen.extras |= _matrices(joined, models) | _checks(checks_of, len(models)) | _spectra(spectra, len(models))
-    seen.extras |= _examples(batch.images[: plan.examples], pictures)
+    seen.extras |= _examples(batch.images[: plan.examples], [[torch.cat(of) for of in zip(*p, strict=True)] for p in pictures])
     if probes:
         seen.extras |= _fates(joined.get(("change", "all")), probes[0], batch, goals)
     return seen
@@ -132,18 +133,22 @@ def _wrote(moved: write.Moved) -> dict[str, np.ndarray]:
 
 
 def _hits(
-    models: Sequence[Model], x: Images, y: Labels, goal: Labels, e: Evidence, right: Tensor, plan: Plan
+    models: Sequence[Model], m: int | None, x: Images, y: Labels, goal: Labels, e: Evidence, right: Tensor, plan: Plan
 ) -> dict[str, Tensor]:
-    """What every judge (judges, n) reads in one model's perturbations: 1 a hit, 0 none, NaN undefined."""
+    """What every judge (judges, n) reads in the perturbations of model m, or of noise: 1 a hit, 0 none, NaN undefined."""
+    classes = models[0].card.num_classes
     shown = choices(models, as_image(e.toward, plan.toward.eps))
-    fooled = (choices(models, (x + e.away).clamp(0, 1)) != y).float()
+    after = choices(models, (x + e.away).clamp(0, 1))
+    new = another(y, y, classes) if m is None else after[m]  # noise turns no image into another class: the next in order
+    became = (choices(models, as_image(e.away, plan.away.eps)) == new).float()
     return {
         "classified": (shown == goal).float(),
-        "another target": (shown == another(goal, y, models[0].card.num_classes)).float(),
+        "another target": (shown == another(goal, y, classes)).float(),
         "sign flipped": (choices(models, as_image(-e.toward, plan.toward.eps)) == goal).float(),
         "transferred": (choices(models, (x + e.toward).clamp(0, 1)) == goal).float(),
+        "became": torch.where(new != y, became, torch.nan),
         "removed": (choices(models, as_image(-e.away, plan.away.eps)) == y).float(),
-        "fooled": torch.where(right, fooled, torch.nan),
+        "fooled": torch.where(right, (after != y).float(), torch.nan),
     }
 
 
@@ -234,7 +239,7 @@ def sweep(models: Sequence[Model], batch: Batch, goals: Labels, sizes: Sequence[
             moved, left = (attack(model, x, to, at_eps(a, eps)).x.cpu() - x for to, a in ((goals, toward), (y, away)))
             e = Evidence(moved, left, Running(), nothing, nothing, nothing)
             at = dataclasses.replace(plan, toward=at_eps(toward, eps), away=at_eps(away, eps))
-            for name, v in among(_hits(models, x, y, goals, e, right, at), judges_of(models, m)).items():
+            for name, v in among(_hits(models, m, x, y, goals, e, right, at), judges_of(models, m)).items():
                 if name in spans:
                     spans[name].append(bootstrap(v.numpy()))
     out: dict[str, object] = {"eps": ("eps", list(sizes))}

@@ -17,21 +17,27 @@ from interp.attention.maps import enlarge
 from interp.attention.readings import read
 from interp.attributes import aligned, concepts, discovery, localise, shape
 from interp.attributes.table import Column
+from interp.data.conflicts import cue_conflict_folder
 from interp.models.model import Model, judges_of
+from interp.models.randomise import fully_randomised
 from interp.result import Measure
 from interp.types import Batch, InputError, Labels, pixels
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """shaped, tested, factorised: the first so many images for shape and texture, concepts, discovery. seeds: pictures drawn per
-    class. synthesis: the attack that draws them, from noise."""
+    """shaped, tested, factorised, measured: the first so many images for shape and texture, concepts, discovery, distances.
+    seeds: pictures drawn per class; synthesis: the attack that draws them, from noise. cues: a folder of cue conflicts named
+    shapeN-textureM.png, of classes that the models have.
+    """
 
     shaped: int = 200
     tested: int = 200
     factorised: int = 200
+    measured: int = 100
     seeds: int = 3
     synthesis: PGD = PGD(15.0, steps=40, targeted=True)
+    cues: str = ""
 
 
 Found = tuple[list[Column], dict[str, object]]
@@ -65,6 +71,10 @@ def shape_or_texture(models: Sequence[Model], batch: Batch, _goals: Labels, size
     for name, at in level.items():
         values = np.stack([d[name] for d in drawn])
         columns.append(Column(rows[name], values, np.full_like(values, at), f"chance, {at:g}", "stimulus"))
+    if sizes.cues:
+        conflict = cue_conflict_folder(sizes.cues, preprocess=models[0].card.preprocess)
+        values = np.stack([shape.cue_conflict(model, conflict, chunk=chunk)["shape_bias"] for model in models])
+        columns.append(Column(rows["shape_bias"], values, np.full_like(values, 0.5), "chance, 0.5", "conflict"))
     block, ends = np.array(curves), ("", "_low", "_high")  # (model, band, cutoff, 3)
     extras: dict[str, object] = {
         f"accuracy_by_band{end}": (("model", "band", "cutoff"), block[..., k]) for k, end in enumerate(ends)
@@ -116,7 +126,7 @@ def found_concepts(models: Sequence[Model], batch: Batch, _goals: Labels, sizes:
         "best_match": (("model", "other"), matches),
         "concept_crop": (
             ("model", "part", "top", "crop_y", "crop_x", "channel"),
-            np.stack([np.moveaxis(discovery.crops(few.images, f, size=few.images.shape[-1] // 2), 2, -1) for f in found]),
+            np.stack([discovery.crops(few.images, f, size=few.images.shape[-1] // 2) for f in found]),
         ),
     }
     return columns, extras
@@ -148,6 +158,19 @@ def pictures(models: Sequence[Model], batch: Batch, _goals: Labels, sizes: Sizes
     ]
     shown = np.stack([pixels(d[:classes]) for d in made])
     return columns, {"synthesis": (("model", "target", "y", "x", "channel"), shown)}
+
+
+def distances(models: Sequence[Model], batch: Batch, _goals: Labels, sizes: Sizes, chunk: int) -> Found:
+    """Alignment of gradient and image, beside that of the networks with random parameters.
+
+    Linearised robustness stays out of the table: networks that are nearly constant have the largest.
+    """
+    rows, x = _named(aligned.MEASURES, ""), batch.images[: sizes.measured]
+    found, blind = (
+        np.stack([aligned.distances(m, x, rivals=1, chunk=chunk)["alignment"] for m in tqdm(of, desc="distances", leave=False)])
+        for of in (models, [fully_randomised(m) for m in models])
+    )
+    return [Column(rows["alignment"], found, blind, "the network with random parameters", "measured")], {}
 
 
 def where(models: Sequence[Model], batch: Batch, _goals: Labels, _sizes: Sizes, chunk: int) -> Found:
@@ -182,6 +205,7 @@ def _located(model: Model, batch: Batch, source: str, chunk: int) -> dict[str, n
 OWN: Mapping[str, Group] = {
     "pictures": pictures,
     "where": where,
+    "distances": distances,
     "shape": shape_or_texture,
     "concepts": named_concepts,
     "discovery": found_concepts,

@@ -17,7 +17,7 @@
    which one is. Another drawing of the stimuli (seed) moved it by up to 0.05: compare models on one seed.
 
 None is better higher or lower. Controls: with labels of other images (`control`) 1 is at chance; a model that does not see its
-input has shape bias ½; a randomised network (`interp.faithfulness.randomisation.fully_randomised`) goes through 3 as it is.
+input has shape bias ½; a randomised network (`interp.models.randomise.fully_randomised`) goes through 3 as it is.
 """
 
 from __future__ import annotations

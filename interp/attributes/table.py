@@ -47,8 +47,10 @@ def tabulate(columns: Sequence[Column], models: Sequence[str], pairs: Sequence[t
     if not columns:
         return data
     every = list(combinations(range(len(models)), 2))
-    compared = [paired(np.stack([c.values[b] - c.values[a] for a, b in every], 1)) if every else None for c in columns]
-    tests = [paired((c.values - c.control).T) if c.control is not None else None for c in columns]
+    draws = max(20000, int(2 * len(columns) * max(len(every), len(models)) / LEVEL))  # so many that the rule can still find any
+    differences_of = [np.stack([c.values[b] - c.values[a] for a, b in every], 1) if every else None for c in columns]
+    compared = [paired(d, draws=draws) if d is not None else None for d in differences_of]
+    tests = [paired((c.values - c.control).T, draws=draws) if c.control is not None else None for c in columns]
     p_pairs = _adjusted([np.where(t.n >= FEWEST, t.p, np.nan) if t else np.zeros(0) for t in compared])
     p_above = _adjusted([np.where(t.n >= FEWEST, t.p, np.nan) if t else np.full(len(models), np.nan) for t in tests])
     for column, differences, p, test, above in zip(columns, compared, p_pairs, tests, p_above, strict=True):

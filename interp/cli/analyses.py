@@ -40,6 +40,7 @@ from interp.cli.options import (
     inputs,
     ladder,
     one_of,
+    out,
     pgd,
     print_success,
     print_table,
@@ -290,20 +291,34 @@ def compare(
     images: Images = "samples:cifar10",
     n: Count = 100,
     eps: Eps = "32/255",
-    steps: Steps = 20,
+    steps: Steps = 10,
+    groups: Annotated[
+        str,
+        typer.Option(
+            help="With commas: perturbation, appearance, alignment, written, pictures, where, distances, shape, concepts, "
+            "discovery; all if none. where needs images with masks."
+        ),
+    ] = "",
+    chunk: Annotated[int, typer.Option(help="Images at a time.")] = 64,
+    device: Device = "",
     out_dir: Folder = Path("figures/compare"),
 ) -> None:
-    """Semantic attributes of the models on the same images, with intervals and a noise control."""
-    from interp.attributes.compare import Compare
+    """Semantic attributes of the models on the same images: intervals, controls, comparisons in pairs."""
+    from interp.attributes.compare import GROUPS, Compare
     from interp.attributes.compare import compare as run
     from interp.plots.matrices import judges
     from interp.types import fraction
 
-    chosen, batch = inputs(models, images, n)
-    params = Compare(dataclasses.replace(pgd(fraction(eps), "linf", steps), targeted=True))
+    asked = tuple(groups.split(",")) if groups else GROUPS
+    attack = dataclasses.replace(pgd(fraction(eps), "linf", steps), targeted=True)
+    params = Compare(attack, groups=asked, chunk=chunk)
+    chosen, batch = inputs(models, images, n, device)
     result = figure("compare", run, chosen, batch, params, out_dir)
-    save(judges(result), out_dir, "judges")
+    if "classified_by" in result.data:
+        save(judges(result), out_dir, "judges")
     print_table(result)
+    if skipped := result.data.attrs["skipped"]:
+        out.print(f"left out: {skipped}", highlight=False)
 
 
 @app.command()

@@ -225,10 +225,13 @@ def print_table(result: Result) -> None:
     frame = frame[frame["judge"].isna()] if "judge" in frame else frame
     table = Table("model", "measure", "value", "95 % interval", "n", "better", box=None)
     for _, row in frame.iterrows():
+        above = result.data.get(f"{row['measure']}_above")
+        shown = above is None or row["n"] < 20 or bool(above.sel(model=row["model"]))  # with fewer nothing is tested
+        best = result.data[row["measure"]].attrs.get("best") == row["model"]
         table.add_row(
             row["model"],
             row["measure"],
-            f"{row['value']:.3f}",
+            f"{row['value']:.3f}{' ★' if best else ''}" if shown else "as control",
             f"[{row['low']:.3f}, {row['high']:.3f}]",
             str(row["n"]),
             row["better"],

@@ -20,9 +20,10 @@ from tqdm import tqdm
 
 from interp.faithfulness.curves import BASELINES, Flips, deletion, insertion, pixel_flipping, squares
 from interp.faithfulness.methods import CONTROLS, DEFAULT, EDGES, METHODS, RANDOM, Method
-from interp.faithfulness.randomisation import constant, fully_randomised, spearman
+from interp.faithfulness.randomisation import constant, spearman
 from interp.models.chunks import in_chunks
 from interp.models.model import Model, model_coords
+from interp.models.randomise import fully_randomised
 from interp.result import Measure, Result, with_interval
 from interp.stats import bootstrap
 from interp.types import Batch, Images, InputError, Labels, Maps, pixels

@@ -43,10 +43,9 @@ def spectra(result: Result) -> Figure:
         fig = Drawing(figsize=(4.6, 2.9))
         ax = fig.add_axes((0, 0, 1, 1))
         for m in rows(data):
-            control = str(data["group"].values[m]) == "control"
-            style = ":" if control else "-" if bool(data["robust"].values[m]) else "--"
-            colour = "0.35" if control else colours(data)[m]
-            ax.plot(data["frequency"], data["spectrum"].values[m], style, color=colour, label=labels(data)[m], lw=1.5)
+            style = "-" if bool(data["robust"].values[m]) else "--"
+            ax.plot(data["frequency"], data["spectrum"].values[m], style, color=colours(data)[m], label=labels(data)[m], lw=1.5)
+        ax.plot(data["frequency"], data["spectrum_noise"], ":", color="0.35", label="noise (control)", lw=1.5)
         ax.set_xlabel("spatial frequency |f| (cycles per pixel)")
         ax.set_ylabel("share of the energy of δ per band")
         ax.set_ylim(bottom=0)

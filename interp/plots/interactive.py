@@ -18,8 +18,11 @@ def measures(result: Result) -> str:
     order = rows(data)[::-1]
     arrows = {"higher": " ↑", "lower": " ↓", "none": ""}
     titles = [data[m].attrs["long_name"] + arrows[data[m].attrs["better"]] for m in names]
-    fig = make_subplots(rows=1, cols=len(names), subplot_titles=[_broken(t) for t in titles], shared_yaxes=True)
-    for c, name in enumerate(names, 1):
+    across = min(4, len(names))
+    down = -(-len(names) // across)
+    fig = make_subplots(rows=down, cols=across, subplot_titles=[_broken(t) for t in titles], shared_yaxes=True)
+    for k, name in enumerate(names):
+        r, c = k // across + 1, k % across + 1
         v = data[name].values[order]
         low, high = data[f"{name}_low"].values[order], data[f"{name}_high"].values[order]
         hover = [
@@ -41,9 +44,9 @@ def measures(result: Result) -> str:
             hovertext=hover,
             hoverinfo="text",
         )
-        fig.add_trace(points, row=1, col=c)
-        fig.update_xaxes(title_text=data[name].attrs["unit"], row=1, col=c)
-    return _fragment(fig, height=140 + 34 * len(order))
+        fig.add_trace(points, row=r, col=c)
+        fig.update_xaxes(title_text=data[name].attrs["unit"], row=r, col=c)
+    return _fragment(fig, height=(140 + 34 * len(order)) * down)
 
 
 def spectra(result: Result) -> str:
@@ -51,12 +54,12 @@ def spectra(result: Result) -> str:
     data = result.data
     fig = go.Figure()
     for m in rows(data):
-        control = str(data["group"].values[m]) == "control"
-        dash = "dot" if control else "solid" if bool(data["robust"].values[m]) else "dash"
-        line = {"color": "#666" if control else colours(data)[m], "dash": dash}
+        line = {"color": colours(data)[m], "dash": "solid" if bool(data["robust"].values[m]) else "dash"}
         fig.add_scatter(
             x=data["frequency"].values, y=data["spectrum"].values[m], name=labels(data)[m], line=line, mode="lines+markers"
         )
+    noise = {"color": "#666", "dash": "dot"}
+    fig.add_scatter(x=data["frequency"].values, y=data["spectrum_noise"].values, name="noise (control)", line=noise, mode="lines")
     fig.update_layout(
         hovermode="x unified", xaxis_title="spatial frequency (cycles per pixel)", yaxis_title="share of δ's energy per band"
     )

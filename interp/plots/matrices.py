@@ -1,55 +1,170 @@
-"""Tables as heat maps: measures × models, and which model's perturbations which judge recognises."""
+"""The table of a comparison, measures × models, and which model's perturbations which judge recognises."""
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
+
 import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from interp.plots.style import Drawing, labels, look, rows, wrap
+from interp.errors import InputError
+from interp.plots.style import NEUTRAL, PALETTE, Drawing, labels, look, note, rows, small, wrap
 from interp.result import Result
 
-NEUTRAL = "cividis"
+FEWEST = 20  # values of which a measure is tested, as in the table of attributes
+ABOVE, LIKE_CONTROL, UNTESTED, UNDEFINED = "above", "as control", "not tested", "–"
+ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
+GROUPS = {
+    "perturbation": "What other models read in perturbations",
+    "appearance": "How gradients and perturbations look",
+    "alignment": "Where the gradient points",
+    "written": "Attributes that perturbations write",
+    "pictures": "Pictures drawn from noise",
+    "where": "On the object",
+    "distances": "Distances to the boundary",
+    "shape": "Shape or texture",
+    "concepts": "Dependence on drawn concepts",
+    "discovery": "Concepts found in the features",
+}
+TWINS = "robust against standard: "  # how a verdict on twins begins
+# inches: widths of columns, heights of a row and of a group's title
+NAMES, CELL, VERDICT, ROW, HEAD = 1.78, 0.66, 1.52, 0.225, 0.2
+RULES = (
+    "Mean and 95 % bootstrap interval. ★ better than every other model, ↑ where higher is better, ↓ where lower is. "
+    "“as control”: not shown to differ from the control as it should. Paired bootstrap over the units, p < 0.05 after Holm's "
+    "correction over all measures. Shade: from the worst (dark) to the best of a row's models that differ from their control; "
+    "none where no direction is better. Verdict: robust models against their standard twins."
+)
 
 
-def measures(result: Result) -> Figure:
-    """Model × measure. Text: mean and 95 % interval; colour: within a column, from worst to best of the rows shown."""
-    data = result.data
-    names = [m for m in result.measures if data[m].dims == ("model",)]
-    order = rows(data)
+def by_group(result: Result) -> dict[str, list[str]]:
+    """The measures of the comparison's table, group by group."""
+    found: dict[str, list[str]] = {}
+    for name in result.measures:
+        if f"{name}_above" in result.data:
+            found.setdefault(str(result.data[name].attrs.get("group", "")), []).append(name)
+    if not found:
+        raise InputError(f"a result of kind {result.kind!r} has no table of measures; expected one that `interp compare` wrote")
+    return found
+
+
+def standing(data: xr.Dataset, name: str) -> list[str]:
+    """What each model's value of a measure is worth: above (its control), as control, not tested (too few values), or –."""
+    v, above, n = (data[name + end].values for end in ("", "_above", "_n"))
+    return [
+        UNDEFINED if np.isnan(v[m]) else ABOVE if above[m] else UNTESTED if n[m] < FEWEST else LIKE_CONTROL for m in range(len(v))
+    ]
+
+
+def form(data: xr.Dataset, name: str) -> str:
+    """How the numbers of a measure are written: three decimals, fewer where they are large."""
+    top = np.nanmax(np.abs(data[name].values), initial=0)
+    return ".3f" if top < 10 else ".2f" if top < 100 else ".1f"
+
+
+def count(data: xr.Dataset, name: str) -> str:
+    """n of a measure, from the fewest to the most where models differ."""
+    n = data[f"{name}_n"].values
+    return f"{n.min()}" if n.min() == n.max() else f"{n.min()}–{n.max()}"
+
+
+def measures(result: Result, *, groups: Sequence[str] = ()) -> Figure:
+    """The table: a row per measure, a column per model, then the control and the verdict; some groups, or all.
+
+    A value that does not differ from its control is not printed; the best model, where there is one, has a star. Text is black
+    on no shade where no direction is better.
+    """
+    data, order, found = result.data, rows(result.data), by_group(result)
+    unknown = [name for name in groups if name not in found]
+    if unknown:
+        raise InputError(f"there is no group {', '.join(unknown)} in the result; its groups are {', '.join(found)}")
+    shown = {name: found[name] for name in groups or found}
+    width = NAMES + CELL * (len(order) + 1) + VERDICT
+    height = 0.42 + sum(HEAD + ROW * len(names) for names in shown.values())
     with look():
-        fig = Drawing(figsize=(1.6 + 1.42 * len(names), 0.7 + 0.42 * len(order)))
+        fig = Drawing(figsize=(width, height))
         ax = fig.add_axes((0, 0, 1, 1))
-        for c, name in enumerate(names):
-            v = data[name].values[order]
-            low, high = data[f"{name}_low"].values[order], data[f"{name}_high"].values[order]
-            shade = _shades(v, lower_is_better=data[name].attrs["better"] == "lower")
-            for r in range(len(order)):
-                if np.isnan(v[r]):
-                    ax.text(c + 0.5, r + 0.5, "–", ha="center", va="center")
-                    continue
-                ax.imshow([[shade[r]]], extent=(c, c + 1, r + 1, r), cmap=NEUTRAL, vmin=0, vmax=1, aspect="auto")
-                ink = "white" if shade[r] < 0.55 else "black"
-                ax.text(c + 0.5, r + 0.38, f"{v[r]:.3f}", ha="center", va="center", color=ink, weight="bold")
-                ax.text(c + 0.5, r + 0.72, f"[{low[r]:.3f}, {high[r]:.3f}]", ha="center", va="center", color=ink, fontsize=6)
-        ax.set_xlim(0, len(names))
-        ax.set_ylim(len(order), 0)
-        ax.set_yticks(np.arange(len(order)) + 0.5, [labels(data)[m] for m in order])
-        arrows = {"higher": "↑", "lower": "↓", "none": ""}
-        heads = [f"{wrap(data[m].attrs['long_name'])}\n{data[m].attrs['unit']} {arrows[data[m].attrs['better']]}" for m in names]
-        ax.set_xticks(np.arange(len(names)) + 0.5, heads)
-        ax.xaxis.tick_top()
-        ax.tick_params(length=0)
-        for side in ax.spines.values():
-            side.set_visible(False)
-        n = data[names[0]].attrs["n"]
-        note = f"n = {n} images, mean and 95 % bootstrap interval. Colour: from the worst to the best mean of each column."
-        ax.text(0, len(order) + 0.35, note, fontsize=6.5, va="center")
+        ax.set(xlim=(0, width), ylim=(height, 0))
+        ax.axis("off")
+        _heads(ax, data, order)
+        y = 0.42
+        for group, names in shown.items():
+            ax.text(0, y + HEAD / 2 + 0.02, GROUPS.get(group, group), va="center", weight="bold", color=PALETTE[0], fontsize=7)
+            y += HEAD
+            for name in names:
+                _row(ax, data, order, name, y)
+                y += ROW
+        said = [RULES]
+        if any(UNTESTED in standing(data, name) for names in shown.values() for name in names):
+            said.append(f"Grey italics: fewer than {FEWEST} values, not tested against the control.")
+        note(fig, 0.06, said)
     return fig
 
 
+def _heads(ax: Axes, data: xr.Dataset, order: list[int]) -> None:
+    heads = [wrap(labels(data)[m]) for m in order]
+    size = min(small(head, room=10) for head in heads)
+    for k, head in enumerate([*heads, "control"]):
+        ax.text(NAMES + CELL * (k + 0.5), 0.38, head, ha="center", va="bottom", fontsize=min(6.5, size), linespacing=1.05)
+    ax.text(NAMES + CELL * (len(order) + 1) + 0.08, 0.38, "verdict on robust twins", va="bottom", fontsize=6.5)
+
+
+def _row(ax: Axes, data: xr.Dataset, order: list[int], name: str, y: float) -> None:
+    """One measure: its name and unit, a cell per model, the control, the verdict."""
+    attrs, stand = data[name].attrs, [standing(data, name)[m] for m in order]
+    ax.hlines(y, 0, ax.get_xlim()[1], color="0.88", lw=0.5)
+    ax.text(0, y + 0.075, f"{attrs['long_name']} {ARROWS[attrs['better']]}", va="center", fontsize=6.5)
+    ax.text(0, y + 0.165, f"{attrs['unit']}, n = {count(data, name)}", va="center", fontsize=5, color="0.4")
+    v = np.where([s == ABOVE for s in stand], data[name].values[order], np.nan)
+    shade = _shades(v, lower_is_better=attrs["better"] == "lower") if attrs["better"] != "none" else np.full(len(v), np.nan)
+    for k, m in enumerate(order):
+        x = NAMES + CELL * k
+        if np.isfinite(shade[k]):
+            extent = (x + 0.01, x + CELL - 0.01, y + ROW - 0.01, y + 0.01)
+            ax.imshow([[shade[k]]], extent=extent, cmap=NEUTRAL, vmin=0, vmax=1, aspect="auto")
+        if stand[k] in (UNDEFINED, LIKE_CONTROL):
+            ax.text(x + CELL / 2, y + ROW / 2, stand[k], ha="center", va="center", color="0.55", fontsize=5.8)
+            continue
+        colour = "0.5" if stand[k] == UNTESTED else "white" if shade[k] < 0.55 else "black"
+        _number(ax, data, name, m, x, y, colour, italic=stand[k] == UNTESTED)
+    if f"{name}_control" in data:
+        _control(ax, data, order, name, NAMES + CELL * len(order), y)
+    said = str(attrs["verdict"]).removeprefix(TWINS)
+    ax.text(
+        NAMES + CELL * (len(order) + 1) + 0.08,
+        y + ROW / 2,
+        "\n".join(textwrap.wrap(said, 39)),
+        va="center",
+        fontsize=5,
+        linespacing=1.1,
+    )
+    ax.set(xlim=(0, ax.figure.get_figwidth()), ylim=(ax.figure.get_figheight(), 0))
+
+
+def _number(ax: Axes, data: xr.Dataset, name: str, m: int, x: float, y: float, colour: str, *, italic: bool) -> None:
+    v, low, high = (data[name + end].values[m] for end in ("", "_low", "_high"))
+    best, spec = data[name].attrs["best"] == str(data["model"].values[m]), form(data, name)
+    style = "italic" if italic else "normal"
+    weight = "bold" if best else "normal"
+    at = {"ha": "center", "va": "center", "color": colour, "style": style}
+    ax.text(x + CELL / 2, y + 0.075, f"{v:{spec}}{' ★' if best else ''}", weight=weight, fontsize=6.5, **at)
+    ax.text(x + CELL / 2, y + 0.165, f"[{low:{spec}}, {high:{spec}}]", fontsize=4.8, **at)
+
+
+def _control(ax: Axes, data: xr.Dataset, order: list[int], name: str, x: float, y: float) -> None:
+    """The control's mean, from the lowest to the highest where it differs from model to model."""
+    v, spec = data[f"{name}_control"].values[order], form(data, name)
+    low, high = (f"{end:{spec}}" for end in (np.nanmin(v), np.nanmax(v))) if np.isfinite(v).any() else (UNDEFINED, UNDEFINED)
+    said = low if low == high else f"{low}\nto {high}"
+    ax.text(x + CELL / 2, y + ROW / 2, said, ha="center", va="center", color="0.35", fontsize=5.6, linespacing=1.05)
+
+
 def _shades(v: np.ndarray, *, lower_is_better: bool) -> np.ndarray:
-    """Values of a column on [0, 1], 1 the best; 0.5 where all are equal, NaN stays."""
+    """Values of a row on [0, 1], 1 the best; 0.5 where all are equal, NaN stays."""
     if np.isnan(v).all() or np.nanmax(v) == np.nanmin(v):
         return np.where(np.isnan(v), np.nan, 0.5)
     shade = (v - np.nanmin(v)) / (np.nanmax(v) - np.nanmin(v))
@@ -57,29 +172,59 @@ def _shades(v: np.ndarray, *, lower_is_better: bool) -> np.ndarray:
 
 
 def judges(result: Result, *, name: str = "classified_by") -> Figure:
-    """Generator × judge: share of perturbations read as the target, chance marked; a model judging itself is framed."""
-    data = result.data
-    order = rows(data)
-    columns = [m for m in order if labels(data)[m] != labels(data)[-1]]
-    matrix = data[name].values[np.ix_(order, columns)]
-    chance = float(data.attrs["chance"])
+    """Generator × judge: share of perturbations read as the target; a model judging itself is framed.
+
+    classified_by, δ shown alone, has the checks beside it: what the mean judge reads in δ and in the control of each check.
+    """
+    data, order = result.data, rows(result.data)
+    matrix = data[name].values[np.ix_(order, order)]
+    checked = name == "classified_by" and "classified_controls" in data and "classified" in data
+    wide, high = 0.62 * len(order), (0.5 if checked else 0.36) * len(order)
     with look():
-        fig = Drawing(figsize=(1.9 + 0.72 * len(columns), 1.1 + 0.42 * len(order)))
-        ax = fig.add_axes((0, 0, 1, 1))
+        fig = Drawing(figsize=(wide + (2.6 if checked else 0), high))
+        ax = fig.add_axes((0, 0, wide / fig.get_figwidth(), 1))
         picture = ax.imshow(matrix, cmap=NEUTRAL, vmin=0, vmax=1, aspect="auto")
-        for r, g in enumerate(order):
-            for c, j in enumerate(columns):
-                ink = "white" if matrix[r, c] < 0.55 else "black"
-                ax.text(c, r, f"{matrix[r, c]:.2f}", ha="center", va="center", color=ink, weight="bold" if g == j else "normal")
-                if g == j:
-                    ax.add_patch(_frame(c, r))
-        ax.set_xticks(range(len(columns)), [wrap(labels(data)[m]) for m in columns], rotation=0, fontsize=7)
+        for r, c in np.ndindex(matrix.shape):
+            ink, weight = "white" if matrix[r, c] < 0.55 else "black", "bold" if r == c else "normal"
+            ax.text(c, r, f"{matrix[r, c]:.2f}", ha="center", va="center", color=ink, weight=weight)
+            if r == c:
+                ax.add_patch(_frame(c, r))
+        heads = [wrap(labels(data)[m]) for m in order]
+        ax.set_xticks(range(len(order)), heads, fontsize=min(6.5, *(small(head, room=10) for head in heads)))
         ax.set_yticks(range(len(order)), [labels(data)[m] for m in order])
         ax.set_xlabel("judge (framed: the generator itself)")
         ax.set_ylabel("generator of δ")
         ax.tick_params(length=0)
-        fig.colorbar(picture, ax=ax, pad=0.02, fraction=0.04, label=f"share read as the target (chance {chance:.2f})")
+        ax.spines[:].set_visible(False)
+        what = "δ alone" if name == "classified_by" else "x + δ"
+        bar = fig.add_axes((0, 1 + 0.1 / high, wide / fig.get_figwidth(), 0.09 / high))
+        label = f"share of {what} read as the target (chance {data.attrs['chance']:.2f}, n = {data[name].attrs['n']})"
+        fig.colorbar(picture, cax=bar, orientation="horizontal", label=label)
+        bar.xaxis.set_ticks_position("top")
+        bar.xaxis.set_label_position("top")
+        if checked:
+            _checks(fig.add_axes(((wide + 0.25) / fig.get_figwidth(), 0, 2.35 / fig.get_figwidth(), 1)), data, order)
     return fig
+
+
+def _checks(ax: Axes, data: xr.Dataset, order: list[int]) -> None:
+    """Bars beside the matrix's rows: δ, then each check, as the mean over judges of other architectures, with intervals."""
+    names = ["δ, judges of other architectures", *map(str, data["check"].values)]
+    tables = [
+        np.column_stack([data[f"classified{end}"].values, data[f"classified_controls{end}"].values])[order]
+        for end in ("", "_low", "_high")
+    ]
+    v, low, high = tables
+    thick = 0.84 / len(names)
+    for k, name in enumerate(names):
+        at = np.arange(len(order)) - 0.42 + thick * (k + 0.5)
+        colour = (PALETTE[0], "0.35", "0.55", "0.7", "0.83")[k % 5]
+        ax.barh(at, v[:, k], thick * 0.9, color=colour, label=name)
+        ax.errorbar(v[:, k], at, xerr=np.abs(np.stack([v - low, high - v])[:, :, k]), fmt="none", ecolor="black", elinewidth=0.7)
+    ax.axvline(float(data.attrs["chance"]), color="black", ls=":", lw=0.9)
+    ax.set(ylim=(len(order) - 0.5, -0.5), yticks=[], xlabel="share read as the target (dotted: chance)")
+    ax.set_xlim(left=0)
+    ax.legend(loc="lower left", bbox_to_anchor=(-0.03, 1.0), frameon=False, fontsize=6, handlelength=1, labelspacing=0.25)
 
 
 def _frame(c: int, r: int) -> Rectangle:
