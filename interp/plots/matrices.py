@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -142,7 +143,8 @@ def _row(ax: Axes, data: xr.Dataset, order: list[int], name: str, y: float) -> N
         fontsize=5,
         linespacing=1.1,
     )
-    ax.set(xlim=(0, ax.figure.get_figwidth()), ylim=(ax.figure.get_figheight(), 0))
+    width, height = ax.get_figure(root=True).get_size_inches()  # type: ignore[union-attr]
+    ax.set(xlim=(0, width), ylim=(height, 0))
 
 
 def _number(ax: Axes, data: xr.Dataset, name: str, m: int, x: float, y: float, colour: str, *, italic: bool) -> None:
@@ -150,7 +152,7 @@ def _number(ax: Axes, data: xr.Dataset, name: str, m: int, x: float, y: float, c
     best, spec = data[name].attrs["best"] == str(data["model"].values[m]), form(data, name)
     style = "italic" if italic else "normal"
     weight = "bold" if best else "normal"
-    at = {"ha": "center", "va": "center", "color": colour, "style": style}
+    at: dict[str, Any] = {"ha": "center", "va": "center", "color": colour, "style": style}
     ax.text(x + CELL / 2, y + 0.075, f"{v:{spec}}{' ★' if best else ''}", weight=weight, fontsize=6.5, **at)
     ax.text(x + CELL / 2, y + 0.165, f"[{low:{spec}}, {high:{spec}}]", fontsize=4.8, **at)
 
