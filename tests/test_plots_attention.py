@@ -133,6 +133,7 @@ def shift_result(photographs: xr.Dataset, norm: str = "linf") -> Result:
         | {
             "layer": (("model", "depth"), names),
             "map": (("model", "eps", "image", "y", "x"), maps.astype(np.float32)),
+            "how": ("model", ["attention of the class token"] * 4 + ["Grad-CAM at layer layer4"] * 2),
             "picture": (("model", "eps", "image", "y", "x", "channel"), pictures.clip(0, 1).astype(np.float32)),
         }
     ).assign_coords(coords() | {"eps": eps})
@@ -384,6 +385,7 @@ def test_shift_draws_the_mean_over_layers_and_all_layers_on_one_scale(photograph
     assert said(fig).count("no attention\nlayer") == 2
     assert_apart(fig)
     assert_apart(layers.shift(of(result, result.data.isel(model=[2]))))
+    assert not bar_ends(layers.shift(of(result, result.data.isel(model=[4])))), "a scale of nothing"
 
 
 def test_shift_maps_lie_over_the_attacked_pictures_a_column_per_eps(photographs: xr.Dataset) -> None:
@@ -396,6 +398,7 @@ def test_shift_maps_lie_over_the_attacked_pictures_a_column_per_eps(photographs:
         0.35 + 0.65 * data["picture"].values[0, 4, 1].mean(-1)
     )
     assert (np.asarray(panels[4].images[1].get_array()) == data["map"].values[0, 4, 1]).all()
+    assert "ResNet-50 standard, ResNet-50 robust: Grad-CAM at layer layer4" in said(fig)
     assert [ax.get_title() for ax in panels[:5]] == ["ε = 0", "ε = 0.25", "ε = 0.5", "ε = 1", "ε = 2"]
     assert len({ax.images[1].get_clim() for ax in panels}) == 1
     assert_apart(fig)

@@ -16,6 +16,7 @@ from interp.attention.rollout import gradient_weighted, last_stage, relevance, r
 from interp.attention.statistics import distance, divergence, diversity, entropy, focus
 from interp.models.model import Model
 from interp.types import Batch, InputError
+from tests.attention_nets import images, make
 
 GRID = of_patches((3, 4))
 
@@ -139,6 +140,18 @@ def test_a_query_asks_for_its_own_row(tiny_models: list[Model], samples: Batch) 
     assert not torch.equal(one.maps, other.maps) and "position (0, 0)" in one.how
     with pytest.raises(InputError, match="outside the image"):
         read(mobilevit, x, method="raw", how=How(query=(0, 32)))
+
+
+def test_a_query_is_asked_where_patches_ask_not_of_the_class_attention_behind() -> None:
+    cait, x = make("cait"), images(2)
+    assert "blocks_token_only.1.attn" in read(cait, x, method="raw").how
+    for method in ("raw", "weighted"):
+        asked = read(cait, x, method=method, how=How(query=(0, 31)))
+        assert asked.how.endswith("at layer blocks.1.attn")
+        named = read(cait, x, method=method, how=How(layer="blocks.1.attn", query=(0, 31)))
+        assert torch.equal(asked.maps, named.maps) and asked.maps.max() > 0
+    with pytest.raises(InputError, match="no other position asks"):
+        read(make("xcit"), x, method="raw", how=How(query=(0, 31)))
 
 
 def test_attend_marks_what_was_not_read_and_refuses_when_nothing_was(tiny_models: list[Model], samples: Batch) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from interp.attention.attend import attend
+from interp.attention.attend import Attend, attend
 from interp.attention.layout import LAYOUTS
 from interp.data.labels import CIFAR10
 from interp.models.build import build
@@ -27,3 +27,13 @@ def test_it_is_marked_and_the_others_are_drawn(tiny: Callable[..., Model], sampl
     assert "not read: no row for the family mlpmixer" in str(result.data["how"].values[0, 0])
     texts = {text.get_text() for ax in result.plot().axes for text in ax.texts}
     assert "not read" in texts
+
+
+def test_a_class_activation_map_at_a_named_layer_needs_no_row(samples: Batch) -> None:
+    torch.manual_seed(0)
+    net = build("test_efficientnet", num_classes=10)
+    model = Model(net, Card("efficient", "test_efficientnet", 10, Preprocess(32, 32), labels=CIFAR10))
+    assert model.family not in LAYOUTS
+    data = attend([model], samples[:1], Attend(("raw", "gradcam"), layer="blocks.0")).data
+    assert "take gradcam and name its layer" in str(data["how"].values[0, 0])
+    assert np.isfinite(data["map"].values[0, 1]).all() and data["map"].values[0, 1].std() > 0

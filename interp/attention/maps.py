@@ -71,7 +71,7 @@ def query_map(weights: Tensor, geometry: Geometry, *, y: int, x: int) -> Tensor:
         )
     rows = grouped(weights, geometry)
     if rows.shape[-2] == 1 and geometry.class_token:
-        raise InputError("the only query of this layer is the class token: no other position asks")
+        raise InputError("the only query of this layer is the class token: no other position asks (XCiT: see channels)")
     group, token = (geometry.places == y * geometry.size[1] + x).nonzero()[0].tolist()
     only = torch.zeros_like(rows[..., 0, geometry.prefix :])
     only[:, group] = rows[:, group, :, 0 if rows.shape[-2] == 1 else geometry.prefix + token, geometry.prefix :]

@@ -35,8 +35,9 @@ def attention_queries(models: Sequence[Model], batch: Batch, params: Queries = Q
 
     size (model, axis): rows and columns of the grid, 0 where a model was not read. rows (model, image, query, key) uint8: the
     weights of a query on all keys, both row by row over the grid, 255 the largest of the row; peak (model, image, query): that
-    largest weight × keys, so 1 is uniform. own (model): which layer it is, or why none was read. Channel attention has no
-    weights of tokens: what stands there for it is derived, and `own` says so. Raises InputError where no model can be read.
+    largest weight × positions, so 1 is attention spread evenly over the whole grid. own (model): which layer it is, or why none
+    was read. Channel attention has no weights of tokens: what stands there for it is derived, and `own` says so. Raises
+    InputError where no model can be read.
     """
     started = time.perf_counter()
     read: list[tuple[Tensor, tuple[int, int]] | None] = []

@@ -2,7 +2,7 @@
 
 auto         the model's own attention (raw) where it has any on the image, else Grad-CAM
 raw          weights of one layer, the last on the image by default: the class token's row where the head reads it, else the
-             attention received, the mean over queries; with a query, that position's row
+             attention received, the mean over queries; with a query, that position's row in the last layer in which patches ask
 channels     derived from attention between channels (XCA), which has no place in the image: the energy of the value channels that
              channels attend to, the mean over channels; with a query, of the channel of each head that stands out there
 weighted     the same as raw of E_h[(∇A ⊙ A)⁺], the part of the weights that speaks for the class (arXiv 2103.15679, eq. 5)
@@ -68,6 +68,13 @@ def spatial_layers(model: Model) -> list[str]:
     return [name for name, kind in attention_layers(model).items() if kind != "channel"]
 
 
+def _default(model: Model, query: Query | None) -> str:
+    """The last layer on the image; with a query, the last in which patches ask, where there is one."""
+    drawn, kinds = spatial_layers(model), attention_layers(model)
+    asking = [name for name in drawn if kinds[name] != "class"] if query is not None else []
+    return (asking or drawn)[-1]
+
+
 def head_maps(layer: Captured, *, query: Query | None = None, image: tuple[int, int] = (0, 0)) -> tuple[Tensor, str]:
     """The maps of every head of one captured layer, (n, heads, rows, columns), and in words which reading they are.
 
@@ -90,7 +97,7 @@ def _of_heads(head: str | int) -> str:
 
 
 def _raw(model: Model, x: Images, _targets: Labels | None, how: How) -> Reading:
-    name = how.layer or spatial_layers(model)[-1]
+    name = how.layer or _default(model, how.query)
     with torch.no_grad(), capture(model, layers=[name]) as recorder:
         model(x)
     maps, words = head_maps(recorder.layers[0], query=how.query, image=(x.shape[-2], x.shape[-1]))
@@ -130,7 +137,7 @@ def _with_gradient(model: Model, x: Images, targets: Labels | None, layers: list
 
 
 def _weighted(model: Model, x: Images, targets: Labels | None, how: How) -> Reading:
-    name = how.layer or spatial_layers(model)[-1]
+    name = how.layer or _default(model, how.query)
     layers, score = _with_gradient(model, x, targets, [name])
     if layers[0].kind in ("channel", "context"):
         raise InputError(f"layer {name} is {layers[0].kind} attention: it has no weights of tokens on tokens")

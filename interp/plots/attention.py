@@ -199,7 +199,7 @@ def _ring(ax: Axes, query: tuple[float, float] | None) -> None:
 
 
 def _ringed(query: tuple[float, float] | None) -> list[str]:
-    return [] if query is None else [f"ring: the query, the patch at row {query[0]:g}, column {query[1]:g} of the image's pixels"]
+    return [] if query is None else [f"ring: the query, the pixel at row {query[0]:g}, column {query[1]:g} of the image"]
 
 
 def _readings(data: xr.Dataset) -> list[str]:

@@ -129,7 +129,8 @@ PAGE = """<!doctype html>
 <body>
 <h1>TITLE</h1>
 <p>Point at a patch (or touch it, or move with the arrow keys): every panel shows what that patch attends to. Click, or Enter,
-pins it; then pointing reads the weight of other patches. Escape lets go. Weights are multiples (×) of uniform attention.</p>
+pins it; then pointing reads the weight of other patches. Escape lets go. Weights are multiples (×)
+of those of attention spread evenly over the whole image.</p>
 <div id="controls">
   <label>image <select id="image"></select></label>
   <label>upper end of the scale <input id="limit" type="range" min="1" step="0.5"> <output id="shown"></output></label>

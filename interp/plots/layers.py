@@ -143,6 +143,8 @@ def _matrices(fig: Figure, data: xr.Dataset, order: list[int], names: list[str],
         ax.yaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         ax.tick_params(labelsize=6.5, length=2)
         ax.set_ylabel("layer, in order" if k < down else "", labelpad=1)
+    if not np.isfinite(data["divergence"].values).any():
+        return
     height = fig.get_size_inches()[1]
     at: Any = fig.add_axes((3.15 / width, -0.62 / height, 1 - 3.15 / width, 0.1 / height))
     mappable = ScalarMappable(Normalize(0, limit), NEUTRAL)
@@ -162,6 +164,9 @@ def shift_maps(result: Result, image: int | str = 0, *, limit: float | None = No
         titles(axes[0], [f"ε = {name}" for name in _sizes(result)])
         name_rows(axes, [wrap(labels(data)[m]) for m in order])
         bar(fig, axes, covering(), limit, SCALE)
+        said = dict.fromkeys(str(words) for words in data["how"].values[order])
+        who = [[labels(data)[m] for m in order if str(data["how"].values[m]) == words] for words in said]
+        note(fig, 0.75, [f"{', '.join(names)}: {words}" for names, words in zip(who, said, strict=True) if words])
     return fig
 
 
