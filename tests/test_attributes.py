@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import xarray as xr
+from torch import Tensor, nn
 
 import interp
 from interp.attacks.pgd import PGD
 from interp.attributes.classify import as_image, read_as
-from interp.attributes.compare import PER_IMAGE, Compare, compare, goals_of
+from interp.attributes.compare import GROUPS, PER_IMAGE, Compare, compare, goals_of, twins
 from interp.attributes.edges import alignment, sobel
 from interp.attributes.groups import Sizes
-from interp.attributes.table import Column, tabulate
+from interp.data.labels import CIFAR10
 from interp.gradients.spectrum import centroid, energy, radial
-from interp.models.model import judges_of
-from interp.result import Measure
-from interp.types import Batch
+from interp.models.model import Model, judges_of
+from interp.result import Result
+from interp.types import Batch, Card, InputError, Preprocess, Threat
 
 
 def noise(n: int, size: int = 32) -> torch.Tensor:
@@ -72,72 +75,203 @@ def test_judges_read_in_chunks_what_they_read_at_once(tiny_models: list[interp.M
     assert torch.equal(a, b)
 
 
-ONE = Compare(
-    PGD(32 / 255, steps=2, targeted=True), PGD(8 / 255, steps=2), ("perturbation", "appearance", "alignment"), (0.1,), 4
+LOOKS = ("perturbation", "appearance", "alignment")
+ONE = Compare(PGD(32 / 255, steps=1, targeted=True), PGD(8 / 255, steps=2), LOOKS, sweep=(), chunk=24)
+SMALL = dataclasses.replace(ONE, sizes=Sizes(24, 24, 24, 24, 2, PGD(15.0, steps=2, targeted=True)))
+WHOLE = (
+    "classified",
+    "transferred",
+    "became",
+    "removed",
+    "fooled",
+    "precision",
+    "recall",
+    "picture_read_accuracy",
+    "map_pointing",
 )
+"""Measures that count hits."""
 
 
-def test_comparison_is_complete_and_does_not_depend_on_the_chunk(tiny_models: list[interp.Model], samples: Batch) -> None:
-    result, parts = (compare(tiny_models, samples, dataclasses.replace(ONE, chunk=chunk)) for chunk in (20, 7))
-    data = result.data
-    assert result.key == parts.key
-    names = [m.name for group in ONE.groups for m in PER_IMAGE[group]]
-    assert [m for m in result.measures if data[m].dims == ("model",)] == names
+class Small(nn.Module):
+    """A network of a few thousand parameters, so that a comparison takes a second."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.layer4 = nn.Sequential(nn.Conv2d(3, width, 4, 4), nn.ReLU())
+        self.fc = nn.Linear(width * 16, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(nn.functional.relu(self.layer4(x)).flatten(1))
+
+
+class ResNet(Small):
+    """Named as a family of which the layer of Grad-CAM is known."""
+
+
+def small(name: str, *, width: int = 12, robust: bool = False, classes: int = 4, kind: type[Small] = ResNet) -> Model:
+    with torch.random.fork_rng():
+        torch.manual_seed(sum(map(ord, name)))
+        net = kind(width, classes)
+    threat = Threat("linf", 8 / 255) if robust else None
+    known = Card(id=name, arch="small", arch_args={"width": width}, num_classes=classes, preprocess=Preprocess(16, 16))
+    return Model(net, dataclasses.replace(known, threat=threat, training="pgd" if robust else "standard"))
+
+
+@pytest.fixture(scope="module")
+def smalls() -> list[Model]:
+    """A standard model with its robust twin, and a third of another architecture."""
+    return [small("a_standard"), small("a_linf", robust=True), small("b", width=24)]
+
+
+def pictures(n: int = 24) -> Batch:
+    """Noise of four colours, with a mask each."""
+    labels, masks = torch.arange(n) % 4, torch.zeros(n, 16, 16, dtype=torch.bool)
+    masks[:, 4:12, 4:12] = True
+    tint = torch.tensor([[0.3, 0.0, 0.0], [0.0, 0.3, 0.0], [0.0, 0.0, 0.3], [0.0, 0.0, 0.0]])[labels, :, None, None]
+    return Batch((0.5 + tint + 0.1 * noise(n, 16)).clamp(0, 1), labels, masks=masks)
+
+
+def rows_of(result: Result) -> list[str]:
+    return [m for m in result.measures if result.data[m].dims == ("model",)]
+
+
+def assert_same(one: xr.Dataset, other: xr.Dataset, names: list[str]) -> None:
     for name in names:
-        assert np.isfinite(data[name]).all()
-        assert (data[f"{name}_low"] <= data[name]).all() and (data[name] <= data[f"{name}_high"]).all()
-        assert np.allclose(data[f"values_{name}"].mean("image"), data[name], atol=1e-5)
-        close = np.isclose(data[f"values_{name}"], parts.data[f"values_{name}"], atol=2e-3, equal_nan=True)
-        assert close.mean() > 0.95  # a random network's first choice may turn on rounding
-        apart = data[f"{name}_difference"].values
-        assert np.allclose(apart, -apart.T, equal_nan=True)
-    assert data["centroid_control"].values[0] == pytest.approx(0.3826, abs=0.02)
-    assert abs(data["edges_control"].values[0]) < 0.1 and abs(data["persistence_control"].values[0]) < 0.05
-    assert abs(data["class_part_control"].values[0]) < 0.02
-    assert set(result.table().columns) >= {"model", "measure", "value", "low", "high", "n", "unit", "better"}
-    result.plot()
+        for end in (f"values_{name}", name, f"{name}_control", f"{name}_control_high"):
+            atol = 0 if name in WHOLE and end.startswith("values") else 1e-4
+            assert np.allclose(one[end], other[end], atol=atol, rtol=1e-4, equal_nan=True), end
 
 
-def test_the_generator_is_not_its_own_independent_judge(tiny_models: list[interp.Model], samples: Batch) -> None:
-    """The mean over independent judges is the mean of the matrix row without its diagonal."""
-    data = compare(tiny_models, samples[:6], dataclasses.replace(ONE, groups=("perturbation",))).data
-    for g in range(len(tiny_models)):
-        others = [j for j in range(len(tiny_models)) if j != g]
-        assert data["transferred"].values[g] == pytest.approx(data["transferred_to"].values[g, others].mean(), abs=1e-6)
-        assert data["transferred_own"].values[g] == pytest.approx(data["transferred_to"].values[g, g])
+def assert_complete(result: Result, params: Compare) -> None:
+    """A group is there or has a reason; NaN stands where nothing was counted; what lies between is in order."""
+    data, skipped = result.data, result.data.attrs["skipped"]
+    for group in params.groups:
+        assert (group in {data[m].attrs["group"] for m in rows_of(result)}) != (f"{group}: " in skipped), group
+    for name in rows_of(result):
+        counted = data[f"{name}_n"].values > 0
+        assert np.array_equal(np.isfinite(data[name].values), counted), name
+        assert counted.any() or data[name].attrs["verdict"].startswith("not judged"), name
+        low, mean, high = (data[f"{name}{end}"].values[counted] for end in ("_low", "", "_high"))
+        assert (low <= mean + 1e-12).all() and (mean <= high + 1e-12).all(), name
+        values = data[f"values_{name}"].values[counted]
+        assert np.allclose(np.nanmean(values, 1), mean, atol=1e-5, rtol=1e-5), name
+        assert {"control", "best", "verdict", "formula", "source", "unit", "better"} <= data[name].attrs.keys(), name
 
 
-def test_goals_reach_every_other_class_evenly() -> None:
-    labels = torch.arange(10).repeat(18)
-    goals = goals_of(labels, 10)
-    pairs = torch.stack([labels, goals], 1).unique(dim=0, return_counts=True)
-    assert len(pairs[0]) == 90 and (pairs[1] == 2).all() and (goals != labels).all()
+def test_comparison_of_the_families_and_a_twin_is_complete_whatever_the_chunk(
+    tiny: Callable[..., Model], tiny_models: list[Model], samples: Batch
+) -> None:
+    models = [
+        *tiny_models,
+        tiny("xcit", seed=1, id="tiny_xcit_linf", labels=tiny_models[0].card.labels, threat=Threat("linf", 8 / 255)),
+    ]
+    batch = samples[:8]
+    whole, parts = (compare(models, batch, dataclasses.replace(ONE, chunk=chunk)) for chunk in (24, 5))
+    assert rows_of(whole) == [m.name for group in LOOKS for m in PER_IMAGE[group]]
+    assert whole.key == parts.key  # the chunk is no part of the question
+    assert_complete(whole, ONE)
+    assert_same(whole.data, parts.data, rows_of(whole))
+    assert whole.data.attrs["skipped"] == "" and whole.data["centroid_n"].values.tolist() == [8] * 4
+    for name in ("example_delta", "example_gradient", "example_added", "spectrum", "classified_by"):
+        assert np.allclose(whole.data[name], parts.data[name], atol=1e-4), name
+    assert whole.data["centroid_control"].values[0] == pytest.approx(0.3826, abs=0.02)
+    assert abs(whole.data["edges_control"].values[0]) < 0.1 and abs(whole.data["persistence_control"].values[0]) < 0.05
+    assert abs(whole.data["class_part_control"].values[0]) < 0.02 and abs(whole.data["smoothness_control"].values[0]) < 0.05
+    assert twins(models) == [(0, 3)]
+    assert set(whole.table().columns) >= {"model", "measure", "value", "low", "high", "n", "unit", "better"}
+    whole.plot()
 
 
-def test_all_groups_run_on_tiny_models_or_say_why_not(tiny_models: list[interp.Model], samples: Batch) -> None:
-    sizes = Sizes(20, 20, 20, 4, 2, PGD(15.0, steps=2, targeted=True))
-    groups = ("written", "pictures", "where", "distances")
-    result = compare(tiny_models, samples, dataclasses.replace(ONE, groups=groups, sizes=sizes))
-    assert "where: the images have no masks" in result.data.attrs["skipped"]
-    assert {"picture_read_accuracy", "alignment"} <= set(result.measures)
-    masks = torch.zeros(20, 32, 32, dtype=torch.bool)
-    masks[:, 8:24, 8:24] = True
-    found = compare(tiny_models, dataclasses.replace(samples, masks=masks), dataclasses.replace(ONE, groups=("where",)))
-    assert {"gradient_mass", "map_pointing"} <= set(found.measures)
+@pytest.fixture(scope="module")
+def everything(smalls: list[Model]) -> Result:
+    """All groups that such small models can be asked."""
+    params = dataclasses.replace(SMALL, groups=("perturbation", "written", "pictures", "where", "distances"))
+    return compare(smalls, pictures(), params)
 
 
-def test_a_measure_equal_to_its_control_says_nothing_and_the_best_is_better_than_all() -> None:
-    rng = np.random.default_rng(0)
-    m = Measure("m", "m", "", "", "", "lower")
-    control = rng.normal(1, 0.1, (3, 60))
-    same = tabulate([Column(m, rng.normal(1, 0.1, (3, 60)), control, "noise")], ["a", "b", "c"], [(0, 1)])
-    assert not same["m_above"].any() and same["m"].attrs["verdict"].startswith("says nothing") and same["m"].attrs["best"] == ""
-    values = np.stack([rng.normal(mean, 0.1, 60) for mean in (0.8, 0.5, 0.2)])
-    data = tabulate([Column(m, values, control, "noise")], ["a", "b", "c"], [(0, 1), (1, 2)])
-    assert data["m_above"].all() and data["m"].attrs["best"] == "c"
-    assert data["m"].attrs["verdict"] == "robust against standard: lower in 2 of 2"
-    few = tabulate([Column(m, values[:, :10], control[:, :10], "noise")], ["a", "b", "c"], [(0, 1)])
-    assert few["m"].attrs["verdict"].startswith("not judged") and few["m"].attrs["best"] == ""
+def test_groups_run_or_say_why_not(smalls: list[Model], everything: Result) -> None:
+    data = everything.data
+    groups = ("perturbation", "written", "pictures", "where", "distances")
+    assert_complete(everything, dataclasses.replace(SMALL, groups=groups))
+    assert "written: " in data.attrs["skipped"]  # the classes have no names, so no attributes
+    assert {"picture_read_accuracy", "gradient_mass", "map_pointing", "alignment"} <= set(rows_of(everything))
+    unmasked = dataclasses.replace(pictures(), masks=None)
+    found = compare(smalls, unmasked, dataclasses.replace(SMALL, groups=("perturbation", "where")))
+    assert "where: the images have no masks" in found.data.attrs["skipped"] and "gradient_mass" not in found.data
+    with pytest.raises(InputError, match=r"nothing could be measured: where: .*masks"):
+        compare(smalls, unmasked, dataclasses.replace(SMALL, groups=("where",)))
+
+
+@pytest.mark.parametrize("chunk", [24, 5])
+def test_a_group_says_the_same_alone_in_pieces_and_among_others(smalls: list[Model], everything: Result, chunk: int) -> None:
+    for group in ("perturbation", "pictures", "where", "distances"):
+        alone = compare(smalls, pictures(), dataclasses.replace(SMALL, groups=(group,), chunk=chunk))
+        assert rows_of(alone) == [m for m in rows_of(everything) if everything.data[m].attrs["group"] == group]
+        assert_same(alone.data, everything.data, rows_of(alone))
+
+
+def test_twice_the_same_is_the_same_and_comes_back_from_a_file(smalls: list[Model], tmp_path: Path) -> None:
+    params = dataclasses.replace(SMALL, groups=("perturbation", "where"))
+    first, again = (compare(smalls, pictures(), params) for _ in range(2))
+    assert first.key == again.key
+    xr.testing.assert_identical(first.data, again.data)
+    back = interp.open(again.save(tmp_path))
+    assert back.key == again.key and back.title == again.title and back.measures == again.measures
+    xr.testing.assert_equal(back.data, again.data)
+    for name in rows_of(again):
+        assert back.data[name].attrs == again.data[name].attrs, name
+    assert twins(smalls) == [(0, 1)] and back.data["robust"].values.tolist() == [False, True, False]
+
+
+def test_attributes_are_written_by_models_of_named_classes() -> None:
+    """Classes differ by their brightness, which every attribute of them can be read from."""
+    labels = torch.arange(40) % 10
+    x = (0.1 + 0.08 * labels[:, None, None, None] + 0.02 * noise(40, 16)).clamp(0, 1)
+    models = [small(name, width=width, classes=10) for name, width in (("a", 12), ("b", 24))]
+    params = dataclasses.replace(ONE, groups=("written",), chunk=16)
+    result, whole = (compare(models, Batch(x, labels, classes=CIFAR10), dataclasses.replace(params, chunk=c)) for c in (16, 40))
+    assert_complete(result, params)
+    assert_same(result.data, whole.data, rows_of(result))
+    data = result.data
+    assert rows_of(result) == [m.name for m in PER_IMAGE["written"]] and data.attrs["skipped"] == ""
+    assert (data["written_n"] > 20).all()
+    change = data["attribute_change"]
+    assert change.dims == ("model", "attribute", "fate") and np.isfinite(change).any()
+    known = np.isfinite(change.values)
+    assert (data["attribute_change_low"].values[known] <= change.values[known] + 1e-12).all()
+
+
+def test_the_sweep_reads_as_the_comparison_does(smalls: list[Model]) -> None:
+    """Where both attacks of the comparison have that ε, and the one step of which half is one."""
+    params = dataclasses.replace(ONE, attack=PGD(0.2, steps=1, targeted=True), away=PGD(0.2, steps=1), groups=("perturbation",))
+    data = compare(smalls, pictures(), dataclasses.replace(params, sweep=(0.05, 0.5), swept=24)).data
+    assert data["eps"].values.tolist() == [0.05, 0.2, 0.5]
+    for m in PER_IMAGE["perturbation"]:
+        assert np.allclose(data[f"sweep_{m.name}"].sel(eps=0.2), data[m.name], equal_nan=True), m.name
+        assert np.allclose(data[f"sweep_{m.name}_high"].sel(eps=0.2), data[f"{m.name}_high"], equal_nan=True), m.name
+
+
+def test_the_generator_is_not_its_own_independent_judge(smalls: list[Model], everything: Result) -> None:
+    """A model's mean is that of its row of the matrix over models of other architectures: neither itself nor its twin."""
+    data = everything.data
+    for name, matrix in (("classified", "classified_by"), ("transferred", "transferred_to")):
+        for g, judges in ((0, [2]), (1, [2]), (2, [0, 1])):
+            assert data[name].values[g] == pytest.approx(data[matrix].values[g, judges].mean(), abs=1e-6)
+        assert np.allclose(data[f"{name}_own"], np.diagonal(data[matrix]))
+    batch = pictures()
+    right = np.stack([(m.read(batch.images).argmax(1) == batch.labels).numpy() for m in smalls])
+    able = np.stack([right[2], right[2], right[:2].any(0)])  # only who reads the image rightly can be fooled
+    assert np.array_equal(np.isfinite(data["values_fooled"].values), able) and 0 < able.mean() < 1
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_goals_reach_every_other_class_evenly_and_never_the_label(classes: int) -> None:
+    order = torch.randperm(classes * 2 * (classes - 1), generator=torch.Generator().manual_seed(0))
+    labels = (torch.arange(classes).repeat(2 * (classes - 1)))[order]
+    goals = goals_of(labels, classes)
+    pairs, counts = torch.stack([labels, goals], 1).unique(dim=0, return_counts=True)
+    assert len(pairs) == classes * (classes - 1) and (counts == 2).all() and (goals != labels).all()
+    assert torch.equal(goals_of(labels[:5], classes), goals[:5])  # more images change nothing of the first
 
 
 def test_twins_have_the_same_judges(tiny: Callable[..., interp.Model]) -> None:
@@ -148,12 +282,34 @@ def test_twins_have_the_same_judges(tiny: Callable[..., interp.Model]) -> None:
     assert judges_of(models, None) == [0, 1, 2, 3]
 
 
-def test_one_model_alone_has_no_independent_judge(tiny_models: list[interp.Model], samples: Batch) -> None:
-    result = compare(tiny_models[:1], samples[:2], dataclasses.replace(ONE, groups=("perturbation",)))
-    assert np.isnan(result.data["classified"].values[0])
+def test_one_model_alone_has_no_independent_judge(smalls: list[Model]) -> None:
+    params = dataclasses.replace(SMALL, groups=("perturbation", "pictures"))
+    result = compare(smalls[:1], pictures(6), params)
+    assert np.isnan(result.data["classified"].values[0]) and result.data["classified"].attrs["verdict"].startswith("not judged")
+    assert np.isfinite(result.data["classified_own"].values[0])
+    assert "pictures: pictures are read by other models" in result.data.attrs["skipped"]
     result.plot()  # draws a dash for what is not defined
 
 
-def test_unlabelled_images_are_refused(tiny_models: list[interp.Model], samples: Batch) -> None:
-    with pytest.raises(interp.InputError, match="labelled"):
-        compare(tiny_models, Batch(samples.images[:1], torch.tensor([-1])))
+def test_what_cannot_be_compared_is_refused(smalls: list[Model]) -> None:
+    batch = pictures(4)
+    with pytest.raises(InputError, match="labelled"):
+        compare(smalls, dataclasses.replace(batch, labels=torch.tensor([0, 1, -1, 2])), ONE)
+    with pytest.raises(InputError, match=r"\[4, 5\] classes"):
+        compare([smalls[0], small("five", classes=5)], batch, ONE)
+    with pytest.raises(InputError, match="label 4"):
+        compare(smalls, dataclasses.replace(batch, labels=torch.tensor([0, 1, 4, 2])), ONE)
+    with pytest.raises(InputError, match="takes images"):
+        compare(smalls, Batch(noise(4, 8).clamp(0, 1), batch.labels), ONE)
+
+
+def test_parameters_that_make_no_sense_are_refused() -> None:
+    toward, away = PGD(0.1, targeted=True), PGD(0.1)
+    for attacks in ((away, away), (toward, toward), (PGD(0.0, targeted=True), away)):
+        with pytest.raises(InputError, match="targeted"):
+            Compare(*attacks)
+    with pytest.raises(InputError, match="ε above 0"):
+        Compare(toward, away, sweep=(0.0,))
+    for groups in ((), ("perturbation", "perturbation"), ("beauty",)):
+        with pytest.raises(InputError, match=f"expected some of {', '.join(GROUPS)}"):
+            Compare(groups=groups)

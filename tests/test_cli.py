@@ -75,6 +75,8 @@ BAD: dict[str, tuple[list[str], str]] = {
     "ε < 0, gradients": (["gradients", "tiny_linf", "--eps=-8/255"], "ε is -0.03137"),
     "ε < 0, accuracy": (["accuracy", "tiny_linf", "--eps=-8/255"], "ε is -0.03137"),
     "ε < 0, compare": (["compare", "tiny_linf", "--eps=-8/255"], "ε is -0.03137"),
+    "groups": (["compare", "tiny_linf", "--groups", "colour"], "groups are colour; expected some of perturbation, appearance"),
+    "groups twice": (["compare", "tiny_linf", "--groups", "shape,shape"], "discovery, each once"),
     "ε text": (["perturb", "tiny_linf", "--eps", "big"], "'big' is not a number; write ε as 8/255 or 0.03"),
     "ε half a fraction": (["accuracy", "tiny_linf", "--eps", "8/"], "'8/' is not a number"),
     "ε nan": (["accuracy", "tiny_linf", "--eps", "nan"], "ε is nan"),
@@ -304,6 +306,17 @@ def test_faithfulness_takes_its_options_and_prints_its_table(checkpoints: Path, 
     assert printed.startswith(f"wrote {tmp_path / 'faithfulness.png'}") and all(
         str(v) in printed for v in result.data["label"].values
     )
+
+
+def test_compare_takes_its_options_prints_its_table_and_writes_the_page(checkpoints: Path, tmp_path: Path, run: Run) -> None:
+    argv = ["-n", "2", "--steps", "1", "--eps", "16/255", "--groups", "appearance,where", "--chunk", "1", "--device", "cpu"]
+    code, printed, _ = run("compare", *argv, "--out-dir", tmp_path)
+    assert code == 0
+    result = interp.open(next((tmp_path / "results").iterdir()))
+    assert result.params["groups"] == ["appearance", "where"] and result.params["attack"]["eps"] == pytest.approx(16 / 255)
+    for name in ("compare.png", "judges_perturbation.png", "judges_image.png", "examples.png", "spectra.png", "measures.html"):
+        assert f"wrote {tmp_path / name}" in printed and (tmp_path / name).is_file()
+    assert "edge alignment" in printed and "left out: where: the images have no masks" in printed
 
 
 def test_faithfulness_lists_its_methods_and_starts_with_the_default_ones() -> None:

@@ -69,7 +69,7 @@ def tabulate(columns: Sequence[Column], models: Sequence[str], pairs: Sequence[t
         for end, values in zip(("", "_low", "_high"), block, strict=True):
             data[f"{m.name}_difference{end}"] = (("model", "other"), values)
         data[f"{m.name}_p"] = (("model", "other"), corrected)
-        shown = np.isfinite(column.values).any(1)
+        shown, counted = np.isfinite(column.values).any(1), n if test is None else test.n
         if test is not None and column.control is not None:
             for end, values in zip(("", "_low", "_high"), np.array([bootstrap(v) for v in column.control]).T, strict=True):
                 data[f"{m.name}_control{end}"] = ("model", values)
@@ -81,7 +81,7 @@ def tabulate(columns: Sequence[Column], models: Sequence[str], pairs: Sequence[t
             "best": "" if best is None else models[best],
             "formula": m.formula,
             "source": m.source,
-            "verdict": verdict(m, shown, block[0], corrected, pairs, judged=bool((n >= FEWEST).any())),
+            "verdict": verdict(m, shown, block[0], corrected, pairs, judged=bool((counted >= FEWEST).any())),
         }
     return data
 

@@ -40,8 +40,8 @@ from interp.cli.options import (
     inputs,
     ladder,
     one_of,
-    out,
     pgd,
+    print_measures,
     print_success,
     print_table,
     remembered,
@@ -306,7 +306,8 @@ def compare(
     """Semantic attributes of the models on the same images: intervals, controls, comparisons in pairs."""
     from interp.attributes.compare import GROUPS, Compare
     from interp.attributes.compare import compare as run
-    from interp.plots.matrices import judges
+    from interp.plots.attributes import drawable
+    from interp.report.measures import write
     from interp.types import fraction
 
     asked = tuple(groups.split(",")) if groups else GROUPS
@@ -314,11 +315,10 @@ def compare(
     params = Compare(attack, groups=asked, chunk=chunk)
     chosen, batch = inputs(models, images, n, device)
     result = figure("compare", run, chosen, batch, params, out_dir)
-    if "classified_by" in result.data:
-        save(judges(result), out_dir, "judges")
-    print_table(result)
-    if skipped := result.data.attrs["skipped"]:
-        out.print(f"left out: {skipped}", highlight=False)
+    for drawn in drawable(result):
+        save(drawn.draw(result), out_dir, drawn.name)
+    say(write(result, out_dir))
+    print_measures(result)
 
 
 @app.command()

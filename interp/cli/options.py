@@ -28,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 out = Console()
+WIDTHS = (22, 14, 7)  # letters in the columns of a comparison: the measure, a model, the control
 FEW = 20  # classes that a message can list
 
 
@@ -221,19 +222,55 @@ def print_success(result: Result) -> None:
 def print_table(result: Result) -> None:
     from rich.table import Table
 
-    frame = result.table()
-    frame = frame[frame["judge"].isna()] if "judge" in frame else frame
     table = Table("model", "measure", "value", "95 % interval", "n", "better", box=None)
-    for _, row in frame.iterrows():
-        above = result.data.get(f"{row['measure']}_above")
-        shown = above is None or row["n"] < 20 or bool(above.sel(model=row["model"]))  # with fewer nothing is tested
-        best = result.data[row["measure"]].attrs.get("best") == row["model"]
+    for _, row in result.table().iterrows():
         table.add_row(
             row["model"],
             row["measure"],
-            f"{row['value']:.3f}{' ★' if best else ''}" if shown else "as control",
+            f"{row['value']:.3f}",
             f"[{row['low']:.3f}, {row['high']:.3f}]",
             str(row["n"]),
             row["better"],
         )
     out.print(table)
+
+
+def print_measures(result: Result) -> None:
+    """The table of a comparison, as many models beside each other as the terminal is wide, then the verdicts."""
+    from interp.plots.matrices import GROUPS, by_group
+    from interp.plots.style import rows
+    from interp.report.words import compare
+
+    order, tables = rows(result.data), by_group(result)
+    most = max(1, (out.width - sum(WIDTHS[::2]) - 1) // (WIDTHS[1] + 1))
+    for block in (order[i : i + most] for i in range(0, len(order), most)):
+        for k, (group, names) in enumerate(tables.items()):
+            out.print(f"\n[bold]{GROUPS.get(group, group)}[/bold]")
+            out.print(_measures(result, names, block, head=k == 0))
+    out.print("\n★ better than every other model; as control: not shown to differ from it as it should; ? too few values to test")
+    out.print(compare(result).seen, highlight=False, markup=False)
+    if skipped := result.data.attrs.get("skipped"):
+        out.print(f"left out: {skipped}", highlight=False, markup=False)
+
+
+def _measures(result: Result, names: list[str], block: list[int], *, head: bool) -> Any:
+    """Some measures of some models, in columns of one width, so that the tables of several groups stand under each other."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from interp.plots.matrices import ARROWS, cell, count, heads, span
+
+    data = result.data
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=head)
+    for title, width in (
+        ("measure", WIDTHS[0]),
+        *((escape(name), WIDTHS[1]) for name in heads(data, block)),
+        ("control", WIDTHS[2]),
+    ):
+        table.add_column(title, width=width)
+    for name in names:
+        title = f"{data[name].attrs['long_name']} {ARROWS[data[name].attrs['better']]}".strip()
+        control = span(data[f"{name}_control"].values[block]).replace(" to ", "–\n") if f"{name}_control" in data else ""
+        cells = (escape(cell(data, name, m)) for m in block)
+        table.add_row(escape(f"{title} (n={count(data, name)})"), *cells, control)
+    return table

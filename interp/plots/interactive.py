@@ -4,49 +4,56 @@ from __future__ import annotations
 
 import numpy as np
 import plotly.graph_objects as go
+import xarray as xr
 
+from interp.plots.matrices import ABOVE, ARROWS, LIKE_CONTROL, UNTESTED, by_group, standing
 from interp.plots.style import PALETTE, colours, labels, rows
 from interp.result import Result
 
 
 def measures(result: Result) -> str:
-    """Every measure as points with intervals, one panel per measure; hovering shows model, value, interval and n."""
+    """A panel per measure: points with intervals, ticks at the controls; hovering shows value, interval, n and control.
+
+    A grey cross stands where a value does not differ from its control.
+    """
     from plotly.subplots import make_subplots
 
     data = result.data
-    names = [m for m in result.measures if data[m].dims == ("model",)]
-    order = rows(data)[::-1]
-    arrows = {"higher": " ↑", "lower": " ↓", "none": ""}
-    titles = [data[m].attrs["long_name"] + arrows[data[m].attrs["better"]] for m in names]
-    across = min(4, len(names))
-    down = -(-len(names) // across)
-    fig = make_subplots(rows=down, cols=across, subplot_titles=[_broken(t) for t in titles], shared_yaxes=True)
+    names = [name for of in by_group(result).values() for name in of]
+    titles = [f"{data[m].attrs['long_name']} {ARROWS[data[m].attrs['better']]}" for m in names]
+    across, down, high = min(4, len(names)), -(-len(names) // min(4, len(names))), 100 + 26 * data.sizes["model"]
+    fig = make_subplots(
+        down, across, subplot_titles=[_broken(t) for t in titles], shared_yaxes=True, vertical_spacing=0.45 / down
+    )
     for k, name in enumerate(names):
-        r, c = k // across + 1, k % across + 1
-        v = data[name].values[order]
-        low, high = data[f"{name}_low"].values[order], data[f"{name}_high"].values[order]
-        hover = [
-            f"{labels(data)[m]}<br>{v[i]:.3f} [{low[i]:.3f}, {high[i]:.3f}]<br>n = {data[name].attrs['n']}"
-            for i, m in enumerate(order)
-        ]
-        marks = {
-            "color": [colours(data)[m] for m in order],
-            "size": 9,
-            "symbol": [_symbol(bool(data["robust"].values[m])) for m in order],
-        }
-        error = {"type": "data", "symmetric": False, "array": high - v, "arrayminus": v - low, "color": "#999", "thickness": 1}
-        points = go.Scatter(
-            x=v,
-            y=[labels(data)[m] for m in order],
-            mode="markers",
-            marker=marks,
-            error_x=error,
-            hovertext=hover,
-            hoverinfo="text",
-        )
-        fig.add_trace(points, row=r, col=c)
-        fig.update_xaxes(title_text=data[name].attrs["unit"], row=r, col=c)
-    return _fragment(fig, height=(140 + 34 * len(order)) * down)
+        at = {"row": k // across + 1, "col": k % across + 1}
+        for trace in _points(data, name):
+            fig.add_trace(trace, **at)
+        fig.update_xaxes(title_text=data[name].attrs["unit"], title_font_size=10, title_standoff=4, **at)
+    return _fragment(fig, height=60 + high * down)
+
+
+def _points(data: xr.Dataset, name: str) -> list[go.Scatter]:
+    """One measure's values, and where it has a control that control's."""
+    order = rows(data)[::-1]
+    v, low, high = (data[name + end].values[order] for end in ("", "_low", "_high"))
+    stand, named = [standing(data, name)[m] for m in order], [labels(data)[m] for m in order]
+    control = data[f"{name}_control"].values[order] if f"{name}_control" in data else np.full(len(order), np.nan)
+    hover = [
+        f"{named[i]}<br>{f'{v[i]:.3f} [{low[i]:.3f}, {high[i]:.3f}]' if stand[i] in (ABOVE, UNTESTED) else stand[i]}"
+        f"{'<br>not tested' if stand[i] == UNTESTED else ''}<br>n = {data[f'{name}_n'].values[m]}<br>control {control[i]:.3f}"
+        for i, m in enumerate(order)
+    ]
+    shown = [s != LIKE_CONTROL for s in stand]
+    marks = {
+        "color": [colours(data)[m] if s else "#999" for m, s in zip(order, shown, strict=True)],
+        "size": 9,
+        "symbol": [_symbol(bool(data["robust"].values[m])) if s else "x-thin-open" for m, s in zip(order, shown, strict=True)],
+    }
+    error = {"type": "data", "symmetric": False, "array": high - v, "arrayminus": v - low, "color": "#999", "thickness": 1}
+    points = go.Scatter(x=v, y=named, mode="markers", marker=marks, error_x=error, hovertext=hover, hoverinfo="text")
+    ticks = {"color": "#555", "size": 9, "symbol": "line-ns-open"}
+    return [points, go.Scatter(x=control, y=named, mode="markers", marker=ticks, hoverinfo="skip")]
 
 
 def spectra(result: Result) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -32,8 +33,7 @@ GROUPS = {
     "discovery": "Concepts found in the features",
 }
 TWINS = "robust against standard: "  # how a verdict on twins begins
-# inches: widths of columns, heights of a row and of a group's title
-NAMES, CELL, VERDICT, ROW, HEAD = 1.78, 0.66, 1.52, 0.225, 0.2
+NAMES, CELL, VERDICT, ROW, HEAD = 1.78, 0.66, 1.62, 0.225, 0.2  # inches: widths of columns, heights of a row, of a group's title
 RULES = (
     "Mean and 95 % bootstrap interval. ★ better than every other model, ↑ where higher is better, ↓ where lower is. "
     "“as control”: not shown to differ from the control as it should. Paired bootstrap over the units, p < 0.05 after Holm's "
@@ -61,10 +61,22 @@ def standing(data: xr.Dataset, name: str) -> list[str]:
     ]
 
 
-def form(data: xr.Dataset, name: str) -> str:
-    """How the numbers of a measure are written: three decimals, fewer where they are large."""
-    top = np.nanmax(np.abs(data[name].values), initial=0)
+def form(values: np.ndarray) -> str:
+    """How numbers of one row are written: three decimals, fewer where they are large."""
+    top = np.nanmax(np.abs(values), initial=0)
     return ".3f" if top < 10 else ".2f" if top < 100 else ".1f"
+
+
+def span(values: np.ndarray) -> str:
+    """One number, or from the lowest to the highest where they differ."""
+    known = values[np.isfinite(values)]
+    ends = list(dict.fromkeys(f"{end:{form(known)}}" for end in (known.min(), known.max()))) if known.size else [UNDEFINED]
+    return " to ".join(ends)
+
+
+def heads(data: xr.Dataset, order: Sequence[int]) -> list[str]:
+    """The models' names on two lines where they have two words."""
+    return [label.replace(" ", "\n") if label.count(" ") == 1 else wrap(label) for label in (labels(data)[m] for m in order)]
 
 
 def count(data: xr.Dataset, name: str) -> str:
@@ -73,11 +85,20 @@ def count(data: xr.Dataset, name: str) -> str:
     return f"{n.min()}" if n.min() == n.max() else f"{n.min()}–{n.max()}"
 
 
+def cell(data: xr.Dataset, name: str, m: int) -> str:
+    """What is said of one model by a measure: mean and interval on two lines, or that it is as its control."""
+    stand, spec = standing(data, name)[m], form(data[name].values)
+    if stand in (UNDEFINED, LIKE_CONTROL):
+        return stand
+    v, low, high = (data[name + end].values[m] for end in ("", "_low", "_high"))
+    mark = " ?" if stand == UNTESTED else " ★" if data[name].attrs["best"] == str(data["model"].values[m]) else ""
+    return f"{v:{spec}}{mark}\n[{low:{spec}}, {high:{spec}}]"
+
+
 def measures(result: Result, *, groups: Sequence[str] = ()) -> Figure:
     """The table: a row per measure, a column per model, then the control and the verdict; some groups, or all.
 
-    A value that does not differ from its control is not printed; the best model, where there is one, has a star. Text is black
-    on no shade where no direction is better.
+    A value that does not differ from its control is not printed; the best model, where there is one, has a star.
     """
     data, order, found = result.data, rows(result.data), by_group(result)
     unknown = [name for name in groups if name not in found]
@@ -101,15 +122,15 @@ def measures(result: Result, *, groups: Sequence[str] = ()) -> Figure:
                 y += ROW
         said = [RULES]
         if any(UNTESTED in standing(data, name) for names in shown.values() for name in names):
-            said.append(f"Grey italics: fewer than {FEWEST} values, not tested against the control.")
+            said.append(f"?: fewer than {FEWEST} values, not tested against the control.")
         note(fig, 0.06, said)
     return fig
 
 
 def _heads(ax: Axes, data: xr.Dataset, order: list[int]) -> None:
-    heads = [wrap(labels(data)[m]) for m in order]
-    size = min(small(head, room=10) for head in heads)
-    for k, head in enumerate([*heads, "control"]):
+    named = heads(data, order)
+    size = min(small(head, room=10) for head in named)
+    for k, head in enumerate([*named, "control"]):
         ax.text(NAMES + CELL * (k + 0.5), 0.38, head, ha="center", va="bottom", fontsize=min(6.5, size), linespacing=1.05)
     ax.text(NAMES + CELL * (len(order) + 1) + 0.08, 0.38, "verdict on robust twins", va="bottom", fontsize=6.5)
 
@@ -125,44 +146,38 @@ def _row(ax: Axes, data: xr.Dataset, order: list[int], name: str, y: float) -> N
     for k, m in enumerate(order):
         x = NAMES + CELL * k
         if np.isfinite(shade[k]):
-            extent = (x + 0.01, x + CELL - 0.01, y + ROW - 0.01, y + 0.01)
-            ax.imshow([[shade[k]]], extent=extent, cmap=NEUTRAL, vmin=0, vmax=1, aspect="auto")
+            fill = colormaps[NEUTRAL](float(shade[k]))
+            ax.add_patch(Rectangle((x + 0.01, y + 0.01), CELL - 0.02, ROW - 0.02, color=fill, linewidth=0))
         if stand[k] in (UNDEFINED, LIKE_CONTROL):
             ax.text(x + CELL / 2, y + ROW / 2, stand[k], ha="center", va="center", color="0.55", fontsize=5.8)
             continue
-        colour = "0.5" if stand[k] == UNTESTED else "white" if shade[k] < 0.55 else "black"
-        _number(ax, data, name, m, x, y, colour, italic=stand[k] == UNTESTED)
+        ink = "0.5" if stand[k] == UNTESTED else "white" if shade[k] < 0.55 else "black"
+        _number(ax, data, name, m, x, y, ink, italic=stand[k] == UNTESTED)
     if f"{name}_control" in data:
         _control(ax, data, order, name, NAMES + CELL * len(order), y)
     said = str(attrs["verdict"]).removeprefix(TWINS)
     ax.text(
         NAMES + CELL * (len(order) + 1) + 0.08,
         y + ROW / 2,
-        "\n".join(textwrap.wrap(said, 39)),
+        "\n".join(textwrap.wrap(said, 42)),
         va="center",
         fontsize=5,
         linespacing=1.1,
     )
-    width, height = ax.get_figure(root=True).get_size_inches()  # type: ignore[union-attr]
-    ax.set(xlim=(0, width), ylim=(height, 0))
 
 
 def _number(ax: Axes, data: xr.Dataset, name: str, m: int, x: float, y: float, colour: str, *, italic: bool) -> None:
-    v, low, high = (data[name + end].values[m] for end in ("", "_low", "_high"))
-    best, spec = data[name].attrs["best"] == str(data["model"].values[m]), form(data, name)
-    style = "italic" if italic else "normal"
-    weight = "bold" if best else "normal"
-    at: dict[str, Any] = {"ha": "center", "va": "center", "color": colour, "style": style}
-    ax.text(x + CELL / 2, y + 0.075, f"{v:{spec}}{' ★' if best else ''}", weight=weight, fontsize=6.5, **at)
-    ax.text(x + CELL / 2, y + 0.165, f"[{low:{spec}}, {high:{spec}}]", fontsize=4.8, **at)
+    mean, interval = cell(data, name, m).split("\n")
+    at: dict[str, Any] = {"ha": "center", "va": "center", "color": colour, "style": "italic" if italic else "normal"}
+    ax.text(x + CELL / 2, y + 0.075, mean, weight="bold" if "★" in mean else "normal", fontsize=6.5, **at)
+    ax.text(x + CELL / 2, y + 0.165, interval, fontsize=4.8, **at)
 
 
 def _control(ax: Axes, data: xr.Dataset, order: list[int], name: str, x: float, y: float) -> None:
     """The control's mean, from the lowest to the highest where it differs from model to model."""
-    v, spec = data[f"{name}_control"].values[order], form(data, name)
-    low, high = (f"{end:{spec}}" for end in (np.nanmin(v), np.nanmax(v))) if np.isfinite(v).any() else (UNDEFINED, UNDEFINED)
-    said = low if low == high else f"{low}\nto {high}"
-    ax.text(x + CELL / 2, y + ROW / 2, said, ha="center", va="center", color="0.35", fontsize=5.6, linespacing=1.05)
+    v = data[f"{name}_control"].values[order]
+    at: dict[str, Any] = {"ha": "center", "va": "center", "color": "0.35", "fontsize": 5.6, "linespacing": 1.05}
+    ax.text(x + CELL / 2, y + ROW / 2, span(v).replace(" to", "\nto"), **at)
 
 
 def _shades(v: np.ndarray, *, lower_is_better: bool) -> np.ndarray:
@@ -191,8 +206,8 @@ def judges(result: Result, *, name: str = "classified_by") -> Figure:
             ax.text(c, r, f"{matrix[r, c]:.2f}", ha="center", va="center", color=ink, weight=weight)
             if r == c:
                 ax.add_patch(_frame(c, r))
-        heads = [wrap(labels(data)[m]) for m in order]
-        ax.set_xticks(range(len(order)), heads, fontsize=min(6.5, *(small(head, room=10) for head in heads)))
+        named = heads(data, order)
+        ax.set_xticks(range(len(order)), named, fontsize=min(6.5, *(small(head, room=10) for head in named)))
         ax.set_yticks(range(len(order)), [labels(data)[m] for m in order])
         ax.set_xlabel("judge (framed: the generator itself)")
         ax.set_ylabel("generator of δ")

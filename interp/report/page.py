@@ -14,9 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from interp.plots import attention, curves, gradients, images, interactive, matrices, perturbations
+from interp.plots import attention, attributes, curves, gradients, images, interactive, matrices, perturbations
 from interp.plots.style import save
-from interp.report import words
+from interp.report import measures, words
 from interp.result import Result
 
 
@@ -119,13 +119,11 @@ def _attention(r: Result, folder: Path) -> Section:
 
 
 def _compare(r: Result, folder: Path) -> Section:
-    pictures = [
-        _draw(matrices.measures(r), folder, "measures", "Models × measures."),
-        _draw(matrices.judges(r), folder, "judges_perturbation", "Which judge reads (δ + ε)/2ε as the target."),
-        _draw(matrices.judges(r, name="transferred_to"), folder, "judges_image", "Which judge reads x + δ as the target."),
-        _draw(curves.spectra(r), folder, "spectra", "Where in the spectrum the perturbations lie."),
-    ]
-    return _section(words.compare(r), pictures, [interactive.measures(r), interactive.spectra(r)])
+    pictures = [_draw(matrices.measures(r), folder, "measures", "Measures × models, with controls and verdicts.")]
+    pictures += [_draw(d.draw(r), folder, d.name, d.caption) for d in attributes.drawable(r)]
+    link = f'<p><a href="{measures.write(r, folder).name}">Every measure: formula, source, control, differences</a></p>'
+    fragments = [link, interactive.measures(r), *([interactive.spectra(r)] if "spectrum" in r.data else [])]
+    return _section(words.compare(r), pictures, fragments)
 
 
 def _section(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from interp.plots.images import class_names, name_of
+from interp.plots.matrices import TWINS, by_group
 from interp.plots.perturbations import NORMS, choices, number, per_image, size
 from interp.plots.style import epsilon, labels, rows
 from interp.result import Result
@@ -188,25 +189,33 @@ def attention(result: Result) -> Text:
 
 
 def compare(result: Result) -> Text:
-    """What the measures say of twins, with the controls beside them, in the words of their verdicts."""
-    data = result.data
-    names = [m for m in result.measures if data[m].dims == ("model",)]
-    lines = []
-    for name in (n for n in ("classified", "transferred", "centroid", "edges") if n in names):
-        v = data[name].values
-        if np.isnan(v).any():  # a model alone has no independent judge
-            continue
-        text = versus(result, v) or _each(result, v, ".2f")
-        lines.append(f"{data[name].attrs['long_name']}: {text}; noise control {np.nanmean(data[f'{name}_control'].values):.2f}")
-    said = "; ".join(f"{data[m].attrs['long_name']}: {data[m].attrs['verdict']}" for m in names)
-    attack = result.params["attack"]
+    """What the measures say of twins, in the words of their verdicts and no others."""
+    data, tables = result.data, by_group(result)
+    titles: dict[str, list[str]] = {}
+    for name in (name for names in tables.values() for name in names):
+        titles.setdefault(str(data[name].attrs["verdict"]), []).append(f"“{data[name].attrs['long_name']}”")
+    of_twins = [f"{said.removeprefix(TWINS)}: {', '.join(of)}" for said, of in titles.items() if said.startswith(TWINS)]
+    others = [f"{said[:1].upper()}{said[1:]} ({', '.join(of)})." for said, of in titles.items() if not said.startswith(TWINS)]
+    seen = [f"Robust models against their standard twins, by measure: {'; '.join(of_twins)}."] if of_twins else []
+    attacked = {"perturbation", "appearance", "alignment", "written"} & set(tables)
+    left_out = data.attrs.get("skipped", "")
     return Text(
         "Semantic attributes",
-        f"Standard → robust. {'; '.join(lines)}. By paired tests: {said}.",
-        f"δ: targeted {attack['norm'].replace('linf', 'L∞')} PGD, {epsilon(attack['eps'])}, {attack['steps']} steps, each image toward one "
-        f"other class; judges are the models of other architectures, the same for both twins. Chance is {data.attrs['chance']:.0%}. "
-        "Controls put noise in place of δ and of gradients; a value that does not differ from its control as it should is called so. "
-        f"n = {data.sizes['image']} images, 95 % bootstrap intervals over images; differences on the same images, p-values Holm-corrected over all pairs and measures.",
+        " ".join([*seen, *others]),
+        f"{_compared(result) if attacked else ''}95 % bootstrap intervals over images, or the units that a measure names. A value is "
+        "printed where it differs from its control, measured on the same units, as it should; models are compared in pairs on the "
+        "same units. p-values of paired bootstraps, Holm-corrected over all measures, pairs and models."
+        + (f" Left out: {left_out}." if left_out else ""),
+    )
+
+
+def _compared(result: Result) -> str:
+    """How the perturbations of a comparison were made and read."""
+    attack = result.params["attack"]
+    return (
+        f"n = {result.data.sizes['image']} images. δ: targeted {attack['norm'].replace('linf', 'L∞')} PGD, {epsilon(attack['eps'])}, "
+        f"{attack['steps']} steps, each image toward one other class; judges are the models of other architectures, the same for both "
+        f"twins. Chance is {result.data.attrs['chance']:.0%}. The control has noise in place of δ and of gradients. "
     )
 
 

@@ -1,0 +1,138 @@
+"""A comparison → one self-contained page on which every measure has its own section: definition, control, numbers, pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from interp.plots import attributes, matrices
+from interp.plots.matrices import ABOVE, GROUPS, LIKE_CONTROL, UNDEFINED, UNTESTED, by_group, count, form, standing
+from interp.plots.style import labels, look, rows
+from interp.result import Result
+
+DIRECTION = {"higher": "higher is better ↑", "lower": "lower is better ↓", "none": "no direction is better"}
+DIFFERS = {ABOVE: "yes", LIKE_CONTROL: "no", UNTESTED: "not tested", UNDEFINED: UNDEFINED}
+FEWER_DOTS = 110  # per inch: pictures of the page are for screens
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One measure's section.
+
+    values: model, mean, interval, n, control, whether it differs. differences: pair, mean, interval, p.
+    """
+
+    name: str
+    title: str
+    facts: dict[str, str]
+    verdict: str
+    values: list[tuple[str, ...]]
+    differences: list[tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Measures of one kind, with the pictures behind them as data addresses."""
+
+    title: str
+    entries: list[Entry]
+    pictures: list[tuple[str, str]]
+
+
+def write(result: Result, folder: Path) -> Path:
+    """Write FOLDER/measures.html, replacing it only when it is complete."""
+    tables = by_group(result)
+    drawn = attributes.drawable(result)
+    groups = [
+        Group(
+            GROUPS.get(group, group),
+            [_entry(result.data, name) for name in names],
+            [
+                (d.caption, _png(d.draw(result)))
+                for d in drawn
+                if d.group == group or (k == 0 and d.group and d.group not in tables)
+            ],
+        )
+        for k, (group, names) in enumerate(tables.items())
+    ]
+    environment = Environment(loader=PackageLoader("interp.report", "."), autoescape=True, undefined=StrictUndefined)
+    html = environment.get_template("measures.html").render(
+        title=result.title,
+        groups=groups,
+        overview=[("Measures × models.", _png(matrices.measures(result)))]
+        + [(d.caption, _png(d.draw(result))) for d in drawn if not d.group],
+        skipped=str(result.data.attrs.get("skipped", "")),
+        made=result.made["versions"],
+        file=f"results/{result.kind}-{result.key}.nc",
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    part = folder / ".part-measures.html"
+    part.write_text(html, encoding="utf-8")
+    return part.replace(folder / "measures.html")
+
+
+def _png(fig: Figure) -> str:
+    buffer = io.BytesIO()
+    with look():
+        fig.savefig(buffer, format="png", dpi=FEWER_DOTS, bbox_inches="tight", metadata={"Software": None})
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _entry(data: xr.Dataset, name: str) -> Entry:
+    attrs = data[name].attrs
+    facts = {
+        "formula": attrs["formula"],
+        "source": attrs["source"],
+        "unit": attrs["unit"],
+        "direction": DIRECTION[attrs["better"]],
+        "n": count(data, name),
+        "control": attrs["control"] or "none",
+    }
+    facts |= {"best": labels(data)[data["model"].values.tolist().index(attrs["best"])]} if attrs["best"] else {}
+    return Entry(name, attrs["long_name"], facts, attrs["verdict"], _values(data, name), _differences(data, name))
+
+
+def _values(data: xr.Dataset, name: str) -> list[tuple[str, ...]]:
+    spec, stand = form(data[name].values), standing(data, name)
+    found: list[tuple[str, ...]] = []
+    for m in rows(data):
+        known = stand[m] in (ABOVE, UNTESTED)
+        of_control = _mean(data, f"{name}_control", m, spec) if f"{name}_control" in data else ("", "")
+        mean, interval = _mean(data, name, m, spec)
+        n = str(data[f"{name}_n"].values[m])
+        found.append((labels(data)[m], mean if known else stand[m], interval, n, " ".join(of_control), DIFFERS[stand[m]]))
+    return found
+
+
+def _mean(data: xr.Dataset, name: str, m: int, spec: str) -> tuple[str, str]:
+    v, low, high = (float(data[name + end].values[m]) for end in ("", "_low", "_high"))
+    return (UNDEFINED, "") if np.isnan(v) else (f"{v:{spec}}", f"[{low:{spec}}, {high:{spec}}]")
+
+
+def _differences(data: xr.Dataset, name: str) -> list[tuple[str, ...]]:
+    """Robust minus standard of twins, and between robust models; none where both are as their controls."""
+    robust = [m for m in rows(data) if data["robust"].values[m]]
+    pairs = [(r, s) for s, r in attributes.twins(data)] + list(combinations(robust, 2))
+    spec, stand, p = form(data[name].values), standing(data, name), data[f"{name}_p"].values
+    blocks = [data[f"{name}_difference{end}"].values for end in ("", "_low", "_high")]
+    found: list[tuple[str, ...]] = []
+    for a, b in pairs:
+        v, low, high = (float(block[a, b]) for block in blocks)
+        pair = f"{labels(data)[a]} − {labels(data)[b]}"
+        if np.isnan(v) or {stand[a], stand[b]} == {LIKE_CONTROL}:
+            found.append((pair, UNDEFINED if np.isnan(v) else "both as control", "", ""))
+        else:
+            found.append((pair, f"{v:+{spec}}", f"[{low:+{spec}}, {high:+{spec}}]", _p(float(p[a, b]))))
+    return found
+
+
+def _p(p: float) -> str:
+    return "not tested" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"

@@ -1,0 +1,339 @@
+"""Figures, page and printed table of a comparison, from tables whose values are known."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+import interp
+from interp.attributes import table
+from interp.attributes.compare import GROUPS
+from interp.attributes.table import Column, tabulate
+from interp.cli import options
+from interp.plots import attributes, evidence, interactive, matrices
+from interp.report import measures as page
+from interp.report import words
+from interp.result import Measure
+
+MODELS = ("a_linf", "a_standard", "b_linf", "b_standard")
+LABELS = ("A robust", "A standard", "B robust", "B standard")
+N = 60
+
+
+def row(name: str, better: str = "higher", title: str = "") -> Measure:
+    return Measure(name, title or f"the {name}", f"f({name})", f"source of {name}", "share", better)
+
+
+def column(measure: Measure, means: tuple[float, ...], control: float | None = 0.2, n: int = N) -> Column:
+    noise = np.random.default_rng(0).normal(0, 0.02, (len(means) + 1, n))
+    noise -= noise.mean(1, keepdims=True)
+    against = None if control is None else np.repeat(control + noise[-1:], len(means), 0)
+    return Column(
+        measure,
+        np.array(means)[:, None] + noise[:-1],
+        against,
+        "noise" if control is not None else "",
+        "image" if n == N else "place",
+    )
+
+
+COLUMNS = {
+    "perturbation": [column(row("read"), (0.9, 0.2, 0.6, 0.4)), column(row("few"), (0.9, 0.2, 0.6, 0.4), n=10)],
+    "appearance": [
+        column(row("rough", "lower"), (0.05, 0.1, 0.15, 0.9)),
+        column(row("plain", "none"), (0.9, 0.2, 0.6, 0.4)),
+        column(row("flat"), (0.2, 0.2, 0.2, 0.2)),
+    ],
+}
+
+
+def extras(rng: np.random.Generator) -> dict[str, object]:
+    """Every variable that a figure beside the table draws."""
+    four = len(MODELS)
+    change = np.stack([np.full((3, 3), v) for v in (0.8, 0.0, 0.8, 0.8)])  # (model, attribute, fate): only model 1 is not clear
+    change[:, 2] = np.nan
+    spans = {"": 0.0, "_low": -0.1, "_high": 0.1}
+    found: dict[str, object] = {}
+    for end, by in spans.items():
+        found[f"attribute_change{end}"] = (("model", "attribute", "fate"), change + by)
+        found[f"classified{end}"] = ("model", np.linspace(0.2, 0.8, four) + by)
+        found[f"classified_controls{end}"] = (("model", "check"), np.full((four, 4), 0.1) + by)
+        found[f"sweep_read{end}"] = (("model", "eps"), np.full((four, 3), 0.5) + by, {"n": 20})
+        found[f"accuracy_by_band{end}"] = (("model", "band", "cutoff"), np.full((four, 2, 3), 0.5) + by)
+    for name in ("classified_by", "transferred_to"):
+        found[name] = (("model", "judge"), rng.random((four, four)), {"n": N})
+    pictures = {name: (("model", "example", "y", "x", "channel"), rng.random((four, 2, 8, 8, 3))) for name in PICTURES}
+    return found | pictures | {
+        "example_x": (("example", "y", "x", "channel"), rng.random((2, 8, 8, 3))),
+        "synthesis": (("model", "target", "y", "x", "channel"), rng.random((four, 3, 8, 8, 3))),
+        "concept_crop": (("model", "part", "top", "crop_y", "crop_x", "channel"), rng.random((four, 2, 3, 4, 4, 3))),
+        "concept_score": (("model", "concept", "tested_class"), np.where(rng.random((four, 4, 3)) < 0.3, np.nan, 0.7)),
+        "cka": (("model", "other"), np.eye(four)),
+        "best_match": (("model", "other"), np.eye(four)),
+        "spectrum": (("model", "frequency"), rng.random((four, 5))),
+        "spectrum_noise": ("frequency", rng.random(5)),
+        "shape_cutoff": ("model", np.array([0.05, 0.1, np.nan, 0.2])),
+        "goal": ("image", np.ones(N, np.int64)),
+        "truth": ("image", np.zeros(N, np.int64)),
+    }  # fmt: skip
+
+
+PICTURES = ("example_delta", "example_gradient", "example_added")
+COORDS = {
+    "model": list(MODELS),
+    "label": ("model", list(LABELS)),
+    "robust": ("model", [True, False, True, False]),
+    "group": ("model", ["a", "a", "b", "b"]),
+    "class": ["cat", "dog", "owl"],
+    "check": ["noise", "sign flipped", "another target", "blurred image"],
+    "eps": [8 / 255, 32 / 255, 1.0],
+    "band": ["low-pass", "high-pass"],
+    "cutoff": [0.1, 0.2, 0.4],
+    "attribute": ["wings", "wheels", "fur"],
+    "fate": ["appear", "vanish", "stay"],
+    "concept": ["red", "blue", "dots", "stripes"],
+    "tested_class": ["cat", "dog", "owl"],
+    "frequency": np.linspace(0.05, 0.45, 5),
+}
+
+
+def make(columns: dict[str, list[Column]]) -> interp.Result:
+    data = tabulate([c for of in columns.values() for c in of], MODELS, [(1, 0), (3, 2)])
+    for group, of in columns.items():
+        for c in of:
+            data[c.measure.name].attrs["group"] = group
+    data = data.assign_coords({k: COORDS[k] for k in ("model", "label", "robust", "group", "class")})
+    data.attrs |= {"chance": 0.1, "skipped": "where: there are no masks; expected some"}
+    attack = {"eps": 32 / 255, "norm": "linf", "steps": 10}
+    return interp.Result(
+        "compare", "Semantic attributes", data, {"attack": attack}, {}, {"versions": {"numpy": "1"}, "seconds": 1}
+    )
+
+
+@pytest.fixture(scope="module")
+def bare() -> interp.Result:
+    return make(COLUMNS)
+
+
+@pytest.fixture(scope="module")
+def full(bare: interp.Result) -> interp.Result:
+    return dataclasses.replace(bare, data=bare.data.assign_coords(COORDS).assign(extras(np.random.default_rng(1))))
+
+
+def texts(fig: Figure) -> list[str]:
+    return [t.get_text() for ax in fig.axes for t in ax.texts]
+
+
+def in_row(fig: Figure, title: str) -> dict[float, str]:
+    """The texts beside the name of a measure by their abscissa, in inches: the models, the control, the verdict."""
+    (ax,) = fig.axes
+    (at,) = [t.get_position()[1] for t in ax.texts if t.get_text().startswith(title)]
+    beside = [t for t in ax.texts if -0.01 < t.get_position()[1] - at < matrices.ROW / 2 and t.get_position()[0] > 1]
+    return {t.get_position()[0]: t.get_text() for t in beside if not t.get_text().startswith("[")}
+
+
+def shades(ax: Axes, y: float) -> dict[int, float]:
+    """Shade of each model's cell in the row at y, to the 256th."""
+    table = colormaps[matrices.NEUTRAL](np.arange(256))
+    found = [p for p in ax.patches if isinstance(p, Rectangle) and p.get_y() < y < p.get_y() + p.get_height()]
+    place = {round((p.get_x() - 0.01 - matrices.NAMES) / matrices.CELL): p.get_facecolor() for p in found}
+    return {k: float(np.abs(table - np.array(colour)).sum(1).argmin()) / 255 for k, colour in place.items()}
+
+
+def test_a_value_that_is_as_its_control_is_not_printed_and_the_best_has_a_star(bare: interp.Result) -> None:
+    fig = matrices.measures(bare)
+    line = list(in_row(fig, "the read").values())
+    assert line == ["as control", "0.900 ★", "0.400", "0.600", "0.200", "higher in 2 of 2"]
+    assert list(in_row(fig, "the flat").values())[:4] == ["as control"] * 4
+    assert "says nothing here" in list(in_row(fig, "the flat").values())[-1]
+    assert sum("★" in t for t in texts(fig)) == 2  # read and rough; plain has no better direction, few is not tested
+
+
+def test_too_few_values_are_not_called_as_their_control(bare: interp.Result) -> None:
+    assert matrices.FEWEST == table.FEWEST
+    assert matrices.standing(bare.data, "few") == [matrices.UNTESTED] * 4
+    fig = matrices.measures(bare)
+    assert list(in_row(fig, "the few").values())[:4] == ["0.200 ?", "0.900 ?", "0.400 ?", "0.600 ?"]
+    assert {t.get_style() for t in fig.axes[0].texts if t.get_text() == "0.900 ?"} == {"italic"}
+    assert any("fewer than 20 values" in t.get_text() for t in fig.texts)
+
+
+def test_shade_goes_from_worst_to_best_of_those_above_their_control(bare: interp.Result) -> None:
+    (ax,) = (fig := matrices.measures(bare)).axes
+    y = {t.get_text().split()[1]: t.get_position()[1] for t in ax.texts if t.get_text().startswith("the ")}
+    assert shades(ax, y["read"]) == {1: 1.0, 2: 0.0, 3: pytest.approx(0.4, abs=0.01)}  # order: A standard, A robust, B …
+    assert shades(ax, y["rough"]) == {0: pytest.approx(0.5, abs=0.01), 1: 1.0, 3: 0.0}  # lower is better; B standard is above
+    assert shades(ax, y["plain"]) == shades(ax, y["few"]) == {}
+    assert fig.get_figheight() < 11.7
+
+
+def test_some_groups_can_be_drawn_and_unknown_ones_are_named(bare: interp.Result) -> None:
+    assert not any("the read" in t for t in texts(matrices.measures(bare, groups=("appearance",))))
+    with pytest.raises(interp.InputError, match="there is no group shape in the result; its groups are perturbation, appearance"):
+        matrices.measures(bare, groups=("shape",))
+    assert set(GROUPS) == set(matrices.GROUPS)
+
+
+def test_other_results_have_no_table_of_measures(bare: interp.Result) -> None:
+    with pytest.raises(interp.InputError, match="has no table of measures"):
+        matrices.measures(dataclasses.replace(bare, data=bare.data[["plain"]]))
+
+
+def test_axes_run_from_the_control_to_the_best_model(bare: interp.Result) -> None:
+    (ax,) = attributes.parallel(bare).axes
+    lines = {str(line.get_label()): np.asarray(line.get_ydata()) for line in ax.lines if str(line.get_label()) in LABELS}
+    assert lines["A robust"] == pytest.approx([1.0, 1.0], abs=1e-6)  # read (0.9), rough (0.05): the best of each
+    assert lines["A standard"][0] == pytest.approx(0.0, abs=1e-6)  # as the control, 0.2
+    assert lines["B robust"] == pytest.approx([(0.6 - 0.2) / 0.7, (0.2 - 0.15) / 0.15], abs=1e-6)
+    assert lines["B standard"][1] == attributes.LOWEST  # 0.9 is worse than the control by more than is drawn
+    crosses = [line for line in ax.lines if line.get_marker() == "x"]
+    assert [int(np.isfinite(np.asarray(c.get_ydata())).sum()) for c in crosses] == [1, 0, 1, 0]
+    assert {"0.900", "0.050"} <= {t.get_text() for t in ax.texts}
+    assert [t.get_text().replace("\n", " ") for t in ax.get_xticklabels()] == ["the read ↑", "the rough ↓"]
+
+
+def test_without_a_measure_above_its_control_there_is_no_profile() -> None:
+    flat = make({"appearance": COLUMNS["appearance"][1:]})
+    with pytest.raises(interp.InputError, match="no measure with a direction differs"):
+        attributes.parallel(flat)
+    assert "parallel" not in [d.name for d in attributes.drawable(flat)]
+
+
+def test_only_figures_with_values_are_drawn(bare: interp.Result, full: interp.Result) -> None:
+    assert [d.name for d in attributes.drawable(bare)] == ["parallel"]
+    assert [d.name for d in attributes.drawable(full)] == ["parallel", *(d.name for d in attributes.FIGURES)]
+    lost = full.data.assign(concept_score=full.data["concept_score"] * np.nan)
+    assert "concepts" not in [d.name for d in attributes.drawable(dataclasses.replace(full, data=lost))]
+
+
+@pytest.mark.parametrize("drawn", attributes.FIGURES, ids=lambda d: d.name)
+def test_every_figure_is_drawn(drawn: attributes.Drawn, full: interp.Result) -> None:
+    fig = drawn.draw(full)
+    assert fig.axes and fig.get_figwidth() < 11
+    fig.canvas.draw()
+
+
+def test_judges_frame_the_generator_and_bars_are_the_checks(full: interp.Result) -> None:
+    fig = matrices.judges(full)
+    matrix, _, bars = fig.axes
+    frames = {(round(p.get_x() + 0.48), round(p.get_y() + 0.46)) for p in matrix.patches if isinstance(p, Rectangle)}
+    assert frames == {(k, k) for k in range(4)}
+    order = [1, 0, 3, 2]
+    shown = np.asarray(matrix.images[0].get_array())
+    assert np.allclose(shown, full.data["classified_by"].values[np.ix_(order, order)])
+    widths = [bar.get_width() for bar in bars.containers[0]]
+    assert widths == pytest.approx(full.data["classified"].values[order])
+    assert len(matrices.judges(full, name="transferred_to").axes) == 2
+
+
+def test_attributes_that_only_the_robust_twin_writes_are_framed(full: interp.Result) -> None:
+    fig = attributes.written(full)
+    panels = {ax.get_title(): ax for ax in fig.axes if ax.get_title()}
+    assert list(panels) == ["due to appear", "due to vanish", "should stay"]
+    frames = {name: len([p for p in ax.patches if isinstance(p, Rectangle)]) for name, ax in panels.items()}
+    assert frames == {
+        "due to appear": 2,
+        "due to vanish": 0,
+        "should stay": 0,
+    }  # A's twin is not clear, B's is; +0.8 is no vanishing
+    assert [t.get_text() for t in panels["due to appear"].texts].count("·") == 2
+    assert {ax.images[0].get_clim() for ax in panels.values()} == {(-0.8, 0.8)}
+    assert any("Without a value: fur" in t.get_text() for t in fig.texts)
+
+
+def test_examples_show_a_standard_model_beside_its_robust_twin(full: interp.Result) -> None:
+    heads = [ax.get_title() for ax in evidence.examples(full).axes if ax.get_title()]
+    assert heads[0] == "image" and heads[1] == "A standard\nδ" and heads[4] == "A robust\nδ" and len(heads) == 7
+    assert "B robust\nΣ∇" in [ax.get_title() for ax in evidence.examples(full, pair=(3, 2)).axes]
+    alone = dataclasses.replace(full, data=full.data.isel(model=[2]))
+    assert len([1 for ax in evidence.examples(alone).axes if ax.get_title()]) == 4
+
+
+def test_page_has_a_section_for_every_measure_and_needs_no_other_file(full: interp.Result, tmp_path: Path) -> None:
+    html = page.write(full, tmp_path).read_text(encoding="utf-8")
+    for name in ("read", "few", "rough", "plain", "flat"):
+        assert (
+            f'<section id="{name}">' in html
+            and f'href="#{name}"' in html
+            and f"f({name})" in html
+            and f"source of {name}" in html
+        )
+    assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'<img src="([^"]*)"', html))
+    assert "<script" not in html and "http" not in html and len(html) < 4e6
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["measures.html"]
+    assert html.count("<img") == 2 + len(attributes.FIGURES)
+    assert "Left out: where: there are no masks; expected some." in html
+
+
+def cells(html: str, name: str) -> list[list[str]]:
+    section = html.split(f'<section id="{name}">')[1].split("</section>")[0]
+    return [re.findall(r"<td>(.*?)</td>", line) for line in section.split("\n") if line.startswith("<tr><td>")]
+
+
+def test_page_says_as_control_and_compares_twins_and_robust_models(bare: interp.Result, tmp_path: Path) -> None:
+    html = page.write(bare, tmp_path).read_text(encoding="utf-8")
+    lines = {line[0]: line[1:] for line in cells(html, "read")}
+    assert lines["A standard"][0] == "as control" and lines["A standard"][-1] == "no"
+    assert lines["A robust"][0] == "0.900" and lines["A robust"][-1] == "yes" and lines["A robust"][2] == "60"
+    assert lines["A robust − A standard"][0] == "+0.700" and lines["B robust − B standard"][0] == "+0.200"
+    assert lines["A robust − B robust"][0] == "+0.300" and float(lines["A robust − B robust"][-1]) < 0.05
+    assert {line[1] for line in cells(html, "flat")[4:]} == {"both as control"}
+    assert page.write(bare, tmp_path).read_text(encoding="utf-8") == html
+    few = cells(html, "few")
+    assert {line[-1] for line in few} == {"not tested"} and few[1][1] == "0.900"
+
+
+def test_page_escapes_what_it_is_given(tmp_path: Path) -> None:
+    bad = make({"<b>": [column(row("read", title="<script>alert(1)</script>"), (0.9, 0.2, 0.6, 0.4))]})
+    html = page.write(bad, tmp_path).read_text(encoding="utf-8")
+    assert "<script" not in html and "<b>" not in html and "&lt;script&gt;" in html
+
+
+def test_words_say_what_the_verdicts_say(bare: interp.Result) -> None:
+    said = words.compare(bare)
+    assert "Robust models against their standard twins, by measure: higher in 2 of 2: “the read”" in said.seen
+    assert "Not judged: fewer than 20 values (“the few”)." in said.seen
+    assert "Says nothing here: no model differs from its control as it should (“the flat”)." in said.seen
+    verdicts = {v.attrs["verdict"].removeprefix(matrices.TWINS).lower() for v in bare.data.values() if "verdict" in v.attrs}
+    assert all(v in said.seen.lower() for v in verdicts) and "better" not in said.seen
+    assert "Left out: where: there are no masks" in said.how and "toward one other class" in said.how
+    assert "δ" not in words.compare(make({"shape": [column(row("kept"), (0.9, 0.2, 0.6, 0.4))]})).how
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_printed_table_fits_and_says_as_control(
+    width: int, bare: interp.Result, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(options.out, "width", width)
+    options.print_measures(bare)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= width
+    assert printed.count("0.900 ★") == 1 and printed.count("0.900 ?") == 1
+    (line,) = [part for part in printed.splitlines() if part.startswith("the read") and "0.900" in part]
+    assert "as control" in line
+    assert "left out: where: there are no masks" in " ".join(printed.split())
+
+
+def test_hovering_tells_no_number_that_is_as_its_control(bare: interp.Result) -> None:
+    html = interactive.measures(bare)
+    said = html.replace("\\u003c", "<").replace("\\u003e", ">")
+    assert said.count("A standard<br>as control<br>n = 60") == 3  # read, plain, flat
+    assert (
+        said.count("A standard<br>0.200") == said.count("A standard<br>0.200 [0.1") == 1
+    )  # few, which says that it is not tested
+    assert html == interactive.measures(bare)
+
+
+def test_one_model_alone_is_drawn(tiny: Callable[..., interp.Model], bare: interp.Result, tmp_path: Path) -> None:
+    alone = dataclasses.replace(bare, data=bare.data.isel(model=[0], other=[0]))
+    assert "–" not in list(in_row(matrices.measures(alone), "the read").values())
+    assert page.write(alone, tmp_path).is_file()
