@@ -109,16 +109,25 @@ def _best(m: Measure, means: np.ndarray, shown: np.ndarray, p: np.ndarray) -> in
 def verdict(
     m: Measure, shown: np.ndarray, differences: np.ndarray, p: np.ndarray, pairs: Sequence[tuple[int, int]], *, judged: bool
 ) -> str:
-    """What a measure shows of robust models beside their standard twins, in words that say no more than the tests."""
+    """What a measure shows of robust models beside their standard twins, in words that say no more than the tests.
+
+    A difference counts where the better of the two, or where no direction is better each, differs from its control.
+    """
     if not judged:
         return f"not judged: fewer than {FEWEST} values"
     if not shown.any():
-        return "says nothing here: no model differs from its control as it should"
+        return "says nothing here: no model that could be tested differs from its control as it should"
     if not pairs:
         return "no twins to compare"
-    sure = [np.sign(differences[r, s]) if p[s, r] < LEVEL else 0 for s, r in pairs]
+    sure = [np.sign(differences[r, s]) if p[s, r] < LEVEL and _counts(m, shown, differences, s, r) else 0 for s, r in pairs]
     higher, lower = sum(v > 0 for v in sure), sum(v < 0 for v in sure)
     parts = [f"{word} in {k}" for word, k in (("higher", higher), ("lower", lower)) if k]
     open_ = len(pairs) - higher - lower
     parts += [f"not shown to differ in {open_}"] if open_ else []
     return f"robust against standard: {', '.join(parts)} of {len(pairs)}"
+
+
+def _counts(m: Measure, shown: np.ndarray, differences: np.ndarray, s: int, r: int) -> bool:
+    if m.better == "none":
+        return bool(shown[s] and shown[r])
+    return bool(shown[r] if _sign(m) * differences[r, s] > 0 else shown[s])
