@@ -17,7 +17,7 @@ from interp.attention.depth import ByLayer, attention_by_layer
 from interp.attention.geometry import of_patches
 from interp.attention.heads import Heads, attention_heads
 from interp.attention.layout import attention_layers
-from interp.attention.maps import channel_readout, channel_rows, query_rows
+from interp.attention.maps import channel_readout, channel_rows, enlarge, query_rows
 from interp.attention.queries import Queries, attention_queries
 from interp.attention.readings import How, read
 from interp.attention.statistics import distance
@@ -179,6 +179,17 @@ def test_shift_is_zero_without_attack_and_grows_with_it(tiny_models: list[Model]
     assert np.allclose(data["map"].mean(("y", "x")), 1, atol=1e-3)
     shift(result)
     shift_maps(result, 1)
+
+
+def test_maps_under_attack_explain_the_class_of_the_image_itself(tiny_models: list[Model], samples: Batch) -> None:
+    model, few = of_family(tiny_models, "resnet"), samples[:4]
+    data = attention_shift([model], few, Shift((0.3,), PGD(0.3, steps=5), "gradcam")).data
+    own, after = (model.read(torch.tensor(data["picture"].values[0, e]).permute(0, 3, 1, 2)).argmax(1) for e in (0, 1))
+    assert (own != after).any()
+    x = torch.tensor(data["picture"].values[0, 1]).permute(0, 3, 1, 2).contiguous()
+    maps = enlarge(read(model, x, own, method="gradcam").maps, (32, 32))
+    expected = maps / maps.mean((1, 2), keepdim=True).clamp_min(1e-12)
+    assert np.allclose(data["map"].values[0, 1], expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("eps", [(), (0.0, 0.1), (0.2, 0.1), (0.1, 0.1)])

@@ -154,6 +154,13 @@ def test_a_query_is_asked_where_patches_ask_not_of_the_class_attention_behind() 
         read(make("xcit"), x, method="raw", how=How(query=(0, 31)))
 
 
+def test_auto_puts_a_query_to_channels_where_no_patch_asks(tiny_models: list[Model], samples: Batch) -> None:
+    xcit, x = next(m for m in tiny_models if m.family == "xcit"), samples.images[:2]
+    asked, derived = (read(xcit, x, method=method, how=How(query=(9, 20))) for method in ("auto", "channels"))
+    assert torch.equal(asked.maps, derived.maps) and "derived" in asked.how
+    assert "class token" in read(xcit, x, method="auto").how
+
+
 def test_attend_marks_what_was_not_read_and_refuses_when_nothing_was(tiny_models: list[Model], samples: Batch) -> None:
     few = samples[:2]
     result = attend(tiny_models, few, Attend(("raw", "gradcam")))

@@ -1,6 +1,7 @@
 """One map per image of what a model looks at, by any of the methods below; each says in words how it was read.
 
-auto         the model's own attention (raw) where it has any on the image, else Grad-CAM
+auto         the model's own attention (raw) where it has any on the image, else Grad-CAM; a query that only a class token could
+             answer is put to the attention between channels (channels)
 raw          weights of one layer, the last on the image by default: the class token's row where the head reads it, else the
              attention received, the mean over queries; with a query, that position's row in the last layer in which patches ask
 channels     derived from attention between channels (XCA), which has no place in the image: the energy of the value channels that
@@ -216,7 +217,9 @@ def _attention_or_none(model: Model) -> list[str]:
 
 def _auto(model: Model, x: Images, targets: Labels | None, how: How) -> Reading:
     if has_attention(model):
-        return _raw(model, x, targets, how)
+        kinds = set(attention_layers(model).values())
+        unasked = how.query is not None and how.layer is None and kinds == {"class", "channel"}
+        return (_channels if unasked else _raw)(model, x, targets, how)
     return _cam(model, x, targets, how, method="gradcam")
 
 

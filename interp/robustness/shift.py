@@ -58,7 +58,8 @@ def attention_shift(models: Sequence[Model], batch: Batch, params: Shift = Shift
     eps): the same of each image's mean over layers. layer, kind (model, depth). accuracy (model, eps): share read as labelled
     both as it is and attacked, with Wilson intervals; an image without a label counts as what the model reads in it. picture
     (model, eps, image, y, x, channel): the attacked images; map (model, eps, image, y, x): the model's own map of each, ÷ its
-    mean, read as how (model) says. Limit: at ε = 0 the divergence is 0.
+    mean, read as how (model) says; where a method explains a class, the one that the image itself is read as. Limit: at ε = 0
+    the divergence is 0.
     """
     started = time.perf_counter()
     for model in models:
@@ -146,12 +147,16 @@ def _moved(model: Model, x: Tensor, chunk: int) -> tuple[list[tuple[str, str]], 
 
 
 def _maps(model: Model, x: Tensor, params: Shift) -> tuple[np.ndarray, str]:
-    """Maps (eps, image, y, x) ÷ their means, NaN with the reason where the method does not apply."""
+    """Maps (eps, image, y, x) ÷ their means, NaN with the reason where the method does not apply.
+
+    Methods that explain a class explain at every ε the one that the model reads in the image itself.
+    """
     size, flat, words = (int(x.shape[-2]), int(x.shape[-1])), x.flatten(0, 1), ""
+    own = model.read(x[0]).argmax(1).repeat(len(x))
     found: list[Images] = []
     try:
-        for piece in flat.split(params.chunk):
-            reading = read(model, piece.to(model.mean), method=params.method)
+        for piece, target in zip(flat.split(params.chunk), own.split(params.chunk), strict=True):
+            reading = read(model, piece.to(model.mean), target.to(model.mean.device), method=params.method)
             large, words = enlarge(reading.maps, size), reading.how
             found.append((large / large.mean((1, 2), keepdim=True).clamp_min(1e-12)).cpu())
     except InputError as reason:
