@@ -6,7 +6,7 @@ Images are taken piece by piece, so that memory holds one number per measure, mo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,44 +61,19 @@ def gather(models: Sequence[Model], batch: Batch, goals: Labels, plan: Plan) -> 
     found: dict[tuple[str, str], list[list[np.ndarray]]] = {}
     spectra: list[list[Tensor]] = []
     pictures: list[list[tuple[Tensor, ...]]] = [[] for _ in models]
-    bar = tqdm(total=len(models) * len(batch), desc="attributes", leave=False)
-    for first, x, y, goal in _pieces(batch, goals, plan.chunk):
-        rows = list(range(first, first + len(x)))
-        nothing = noise(x, toward=plan.toward, away=plan.away, first=first)
-        right = choices(models, x) == y
-        empty = _hits(models, None, x, y, goal, nothing, right, plan)
-        blur = (choices(models, blurred(x, BLUR * x.shape[-1] / 32)) == goal).float()
-        noised: dict[tuple[int, ...], dict[str, np.ndarray]] = {}
-        moves = {t: aligned.directions(x, to, known) for t, to in (("goal", goal), ("other", another(goal, y, len(known.means))))}
-        for m, model in enumerate(models):
-            e = evidence(model, x, y, goal, toward=plan.toward, away=plan.away, first=first)
-            hits, judges = _hits(models, m, x, y, goal, e, right, plan), judges_of(models, m)
-            read, unread = among(hits, judges), among(empty, judges)
-            checks = among({"noise": empty["classified"], "blurred image": blur}, judges) | read
-            kinds: dict[str, dict[str, Any]] = {
-                "value": {k.name: read[k.name] for k in classify.MEASURES} | _looks(e, x) | _points(e, moves),
-                "control": {k.name: unread[k.name] for k in classify.MEASURES} | _looks(nothing, x) | _points(nothing, moves),
-                "check": {name: checks[name] for name in classify.CONTROLS},
-                "by": {f"{name}/{j}": hits[name][j] for name in ("classified", "transferred") for j in range(len(models))},
-            }
-            if probes and judges:
-                of_judges = [probes[j] for j in judges]
-                moved = write.moved(of_judges, (x + e.toward).clamp(0, 1), goal, rows=rows, chunk=plan.chunk)
-                if tuple(judges) not in noised:
-                    empty_moved = write.moved(of_judges, (x + nothing.toward).clamp(0, 1), goal, rows=rows, chunk=plan.chunk)
-                    noised[tuple(judges)] = _wrote(empty_moved)
-                kinds["value"] |= _wrote(moved)
-                kinds["control"] |= noised[tuple(judges)]
-                kinds["change"] = {"all": moved.change}
-            for kind, of in kinds.items():
-                for name, v in of.items():
-                    found.setdefault((kind, name), [[] for _ in models])[m].append(np.asarray(v, np.float64))
-            spectra.append([radial(e.toward)[1], radial(nothing.toward)[1]])
-            if first == 0 or first < plan.examples:
-                shown = (e.toward, e.gradients.mean.cpu(), (x + e.toward).clamp(0, 1))
-                pictures[m].append(tuple(t[: plan.examples - first] for t in shown))
-            bar.update(len(x))
-    bar.close()
+    with tqdm(total=len(models) * len(batch), desc="attributes", leave=False) as bar:
+        for first in range(0, len(batch), plan.chunk):
+            piece = _piece(models, batch, goals, known, first, plan)
+            for m, model in enumerate(models):
+                e = evidence(model, piece.x, piece.y, piece.goal, toward=plan.toward, away=plan.away, first=first)
+                for kind, of in _of_model(models, m, piece, e, probes, plan).items():
+                    for name, v in of.items():
+                        found.setdefault((kind, name), [[] for _ in models])[m].append(np.asarray(v, np.float64))
+                spectra.append([radial(e.toward)[1], radial(piece.nothing.toward)[1]])
+                if first < plan.examples:
+                    shown = (e.toward, e.gradients.mean.cpu(), (piece.x + e.toward).clamp(0, 1))
+                    pictures[m].append(tuple(t[: plan.examples - first] for t in shown))
+                bar.update(len(piece.x))
     joined = {key: np.stack([np.concatenate(v) for v in rows]) for key, rows in found.items() if all(rows)}
     seen.values, seen.control = ({n: v for (kind, n), v in joined.items() if kind == k} for k in ("value", "control"))
     checks_of = {name: joined["check", name] for name in classify.CONTROLS}
@@ -109,10 +84,65 @@ def gather(models: Sequence[Model], batch: Batch, goals: Labels, plan: Plan) -> 
     return seen
 
 
-def _pieces(batch: Batch, goals: Labels, chunk: int) -> Iterator[tuple[int, Images, Labels, Labels]]:
-    for first in range(0, len(batch), chunk):
-        rows = slice(first, first + chunk)
-        yield first, batch.images[rows], batch.labels[rows], goals[rows]
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """Some images with what does not depend on the model that perturbs them.
+
+    rows: their places in the batch. nothing: noise in place of evidence. right (judges, n): who reads them rightly. empty: hits
+    of the noise. blur (judges, n): blurred images read as the goal. moves: to mean and nearest image of the goal's and of
+    another class. wrote: what noise writes, by judges, once it was asked for.
+    """
+
+    rows: list[int]
+    x: Images
+    y: Labels
+    goal: Labels
+    nothing: Evidence
+    right: Tensor
+    empty: dict[str, Tensor]
+    blur: Tensor
+    moves: dict[str, tuple[Tensor, Tensor]]
+    wrote: dict[tuple[int, ...], dict[str, np.ndarray]] = field(default_factory=dict)
+
+
+def _piece(models: Sequence[Model], batch: Batch, goals: Labels, known: aligned.References, first: int, plan: Plan) -> _Piece:
+    at = slice(first, first + plan.chunk)
+    x, y, goal = batch.images[at], batch.labels[at], goals[at]
+    nothing = noise(x, toward=plan.toward, away=plan.away, first=first)
+    right = choices(models, x) == y
+    empty = _hits(models, None, x, y, goal, nothing, right, plan)
+    blur = (choices(models, blurred(x, BLUR * x.shape[-1] / 32)) == goal).float()
+    other = another(goal, y, models[0].card.num_classes)
+    moves = {name: aligned.directions(x, to, known) for name, to in (("goal", goal), ("other", other))}
+    return _Piece(list(range(first, first + len(x))), x, y, goal, nothing, right, empty, blur, moves)
+
+
+def _of_model(
+    models: Sequence[Model], m: int, piece: _Piece, e: Evidence, probes: list[write.Probes], plan: Plan
+) -> dict[str, dict[str, Any]]:
+    """By kind (value, control, check, by, change) and name what is found of one model in some images, (n,) or (n, …)."""
+    x, goal, judges = piece.x, piece.goal, judges_of(models, m)
+    hits = _hits(models, m, x, piece.y, goal, e, piece.right, plan)
+    read, unread = among(hits, judges), among(piece.empty, judges)
+    checks = among({"noise": piece.empty["classified"], "blurred image": piece.blur}, judges) | read
+    kinds: dict[str, dict[str, Any]] = {
+        "value": {k.name: read[k.name] for k in classify.MEASURES} | _looks(e, x) | _points(e, piece.moves),
+        "control": {k.name: unread[k.name] for k in classify.MEASURES}
+        | _looks(piece.nothing, x)
+        | _points(piece.nothing, piece.moves),
+        "check": {name: checks[name] for name in classify.CONTROLS},
+        "by": {f"{name}/{j}": hits[name][j] for name in ("classified", "transferred") for j in range(len(models))},
+    }
+    if probes and judges:
+        readers, key = [probes[j] for j in judges], tuple(judges)
+        moved = write.moved(readers, (x + e.toward).clamp(0, 1), goal, rows=piece.rows, chunk=plan.chunk)
+        if key not in piece.wrote:
+            idle = write.moved(readers, (x + piece.nothing.toward).clamp(0, 1), goal, rows=piece.rows, chunk=plan.chunk)
+            piece.wrote[key] = _wrote(idle)
+        kinds["value"] |= _wrote(moved)
+        kinds["control"] |= piece.wrote[key]
+        kinds["change"] = {"all": moved.change}
+    return kinds
 
 
 def _probes(models: Sequence[Model], batch: Batch, plan: Plan, seen: Seen) -> list[write.Probes]:
