@@ -204,8 +204,16 @@ def test_every_public_name_is_there_each_time_it_is_asked_for() -> None:
 
 
 STRIPS = (("perturbations", ""), ("deltas", "_away"), ("deltas", "_toward"))
+TWINS = ("linf", "standard")
 HAPPY: dict[str, tuple[list[str], list[str]]] = {
-    "attention": (["-n", "2"], ["attention"]),
+    "attention": (
+        ["-n", "2"],
+        [
+            "attention",
+            "attention_layers",
+            *(f"{kind}_tiny_{twin}_0" for kind in ("heads", "channels") for twin in ("linf", "standard")),
+        ],
+    ),
     "gradients": (["-n", "2", "--samples", "2"], ["gradients", "profiles"]),
     "perturb": (
         ["-n", "2", "--steps", "1", "--eps", "8/255,1"],
@@ -217,8 +225,11 @@ HAPPY: dict[str, tuple[list[str], list[str]]] = {
 }
 
 
+RESULTS = {"attention": ["attention", "attention_heads", "attention_heads", "attention_layers", "attention_queries"]}
+
+
 @pytest.mark.parametrize("command", HAPPY)
-def test_a_command_writes_figures_and_one_result_and_the_second_run_computes_nothing(
+def test_a_command_writes_figures_and_its_results_and_the_second_run_computes_nothing(
     command: str, checkpoints: Path, tmp_path: Path, run: Run
 ) -> None:
     argv, figures = HAPPY[command]
@@ -230,15 +241,18 @@ def test_a_command_writes_figures_and_one_result_and_the_second_run_computes_not
         assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
     assert sorted(p.stem for p in folder.glob("*.p*")) == sorted(2 * figures)
-    (saved,) = (folder / "results").iterdir()
-    result = interp.open(saved)
-    assert saved.name == f"{result.kind}-{result.key}.nc"
-    assert result.data["model"].values.tolist() == ["tiny_linf", "tiny_standard"]
-    assert result.data["robust"].values.tolist() == [True, False]
-    first = saved.stat().st_mtime_ns, (folder / f"{figures[0]}.png").read_bytes()
+    saved = sorted((folder / "results").iterdir())
+    results = [interp.open(path) for path in saved]
+    assert [path.name for path in saved] == [f"{r.kind}-{r.key}.nc" for r in results]
+    assert len(saved) == 1 or [r.kind for r in results] == RESULTS[command]
+    for data in (r.data for r in results if r.kind != "attention_heads"):
+        assert data["model"].values.tolist() == ["tiny_linf", "tiny_standard"]
+        assert data["robust"].values.tolist() == [True, False]
+    drawn = folder / f"{figures[0]}.png"
+    first = [path.stat().st_mtime_ns for path in saved], drawn.read_bytes()
     assert run(command, *argv, "--out-dir", folder)[0] == 0
-    assert [p.name for p in (folder / "results").iterdir()] == [saved.name]
-    assert (saved.stat().st_mtime_ns, (folder / f"{figures[0]}.png").read_bytes()) == first
+    assert sorted((folder / "results").iterdir()) == saved
+    assert ([path.stat().st_mtime_ns for path in saved], drawn.read_bytes()) == first
 
 
 def test_perturb_takes_its_options_and_writes_films_and_pages(checkpoints: Path, tmp_path: Path, run: Run) -> None:
@@ -383,8 +397,8 @@ def test_synthesise_from_a_gaussian_toward_named_classes(checkpoints: Path, tmp_
 
 
 def test_a_saved_result_is_drawn_again_without_torch(checkpoints: Path, tmp_path: Path, run: Run) -> None:
-    assert run("attention", "tiny_linf", "-n", "1", "--out-dir", tmp_path / "out")[0] == 0
-    (saved,) = (tmp_path / "out" / "results").iterdir()
+    assert run("attention", "tiny_linf", "-n", "1", "--grids", "0", "--out-dir", tmp_path / "out")[0] == 0
+    (saved,) = (tmp_path / "out" / "results").glob("attention-*.nc")
     code = ending_well("interp", "plot", str(saved), "--out-dir", str(tmp_path / "again"))
     done = python(f"{code}\nassert 'torch' not in sys.modules and 'timm' not in sys.modules")
     assert done.returncode == 0, done.stderr
