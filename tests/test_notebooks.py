@@ -15,7 +15,8 @@ def test_there_are_notebooks() -> None:
     assert NOTEBOOKS
 
 
-LONG = ("06_a_new_checkpoint", "07_training")  # over a minute on two slow cores, and their commands have tests of their own
+# 40 s and more on two slow cores, and their commands have tests of their own
+LONG = ("02_perturbations", "04_attention", "06_a_new_checkpoint", "07_training")
 
 
 @pytest.mark.parametrize("path", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * (p.stem in LONG)) for p in NOTEBOOKS])

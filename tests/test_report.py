@@ -30,7 +30,7 @@ PARAMS = {
     "sweep": Sweep((8 / 255, 1.0), QUICK),
     "synthesis": Synthesis(PGD(15.0, steps=2, targeted=True)),
     "gradients": Accumulate(attack=QUICK),
-    "compare": Compare(PGD(32 / 255, steps=2, targeted=True), QUICK, groups=("perturbation", "appearance"), swept=2),
+    "compare": Compare(PGD(32 / 255, steps=2, targeted=True), QUICK, groups=("perturbation",), sweep=(0.1,), swept=2),
 }
 
 

@@ -28,8 +28,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import special  # type: ignore[import-untyped]
-from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from interp.attention.layout import module_at
@@ -168,6 +166,8 @@ def concept_vector(positive: Tensor, negative: Tensor, inside: slice) -> tuple[n
     A logistic regression after all features were divided by one number, the root mean square distance from the mean: the normal
     is that of the boundary between activations as they are.
     """
+    from sklearn.linear_model import LogisticRegression  # only here: every command would wait for it to be imported
+
     both = torch.cat([positive[inside], negative[inside]]).double()
     mean = both.mean(0)
     scale = (both - mean).square().sum(1).mean().sqrt()
@@ -203,11 +203,13 @@ def _answer(
 
 def _p_value(values: np.ndarray) -> np.ndarray:
     """Two-sided p-values (concepts,) of Student's one-sample t-test of values (concepts, runs) against 0; 1 for all 0."""
+    from scipy.special import stdtr
+
     runs = values.shape[1]
     with np.errstate(divide="ignore", invalid="ignore"):
         t = values.mean(1) / (values.std(1, ddof=1) / math.sqrt(runs))
     t[(values == 0).all(1)] = 0
-    return 2 * special.stdtr(runs - 1, -np.abs(t))
+    return 2 * stdtr(runs - 1, -np.abs(t))
 
 
 @contextmanager

@@ -28,8 +28,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.decomposition import NMF  # type: ignore[import-untyped]
-from sklearn.exceptions import ConvergenceWarning  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from interp.attention.geometry import Grid, patch_grid
@@ -278,6 +276,9 @@ def _placed(out: Any, grid: Grid | None, layer: str, *, channels_last: bool) -> 
 
 def _factorised(matrix: np.ndarray, k: int, seed: int) -> Any:
     """A fitted NMF of k parts."""
+    from sklearn.decomposition import NMF  # only here: every command would wait for it to be imported
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return NMF(k, init="nndsvda", random_state=seed, max_iter=_ROUNDS, tol=0).fit(matrix)
@@ -285,6 +286,8 @@ def _factorised(matrix: np.ndarray, k: int, seed: int) -> Any:
 
 def _solved(found: Any, matrix: np.ndarray) -> np.ndarray:
     """Amounts (places, k) of fixed parts."""
+    from sklearn.exceptions import ConvergenceWarning
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         return found.transform(matrix)

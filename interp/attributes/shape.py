@@ -27,9 +27,6 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from interp.attacks.features import cut
@@ -288,6 +285,10 @@ def drawn_cues(
     cue_bias, of these 1 for shape and 0 for texture, else NaN. All of cue_bias is NaN where `unread` says why. Raises InputError
     for less than one set and for a model without linear layers. Limit: bias tends to ½ as cue_decided falls to its chance, 2/8.
     """
+    from sklearn.linear_model import LogisticRegression  # only here: every command would wait for it to be imported
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     if train < 1 or test < 1:
         raise InputError(f"{train} sets to train on and {test} to test on were asked for; expected at least one each")
     features, shapes, _ = _read(model, range(train), seed=seed, chunk=chunk, agree=True)

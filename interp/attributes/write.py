@@ -27,7 +27,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
 from torch import Tensor
 
 from interp.attacks.features import cut
@@ -265,6 +264,8 @@ def _dealt(labels: Labels, folds: int, seed: int) -> Tensor:
 
 def _regression(features: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Weights (features,) and offset of a logistic regression, as they apply to features that are not standardised."""
+    from sklearn.linear_model import LogisticRegression  # only here: every command would wait for it to be imported
+
     mean, spread = features.mean(0), features.std(0)
     spread[spread < 1e-12] = 1  # a dead channel says nothing
     model = LogisticRegression(C=_PENALTY, class_weight="balanced", max_iter=1000)
