@@ -64,7 +64,7 @@ def test_page_carries_every_section_and_every_figure_beside_it(page: Path) -> No
         for suffix in (".png", ".pdf"):
             assert (page.parent / f"{name}{suffix}").stat().st_size > 2000
     assert len(list((page.parent / "results").glob("*.nc"))) == 6
-    assert '<section id="edges">' in (page.parent / "measures.html").read_text(encoding="utf-8")
+    assert '<section id="classified">' in (page.parent / "measures.html").read_text(encoding="utf-8")
 
 
 def test_page_needs_no_network_and_no_other_file_to_be_read(page: Path) -> None:

@@ -116,7 +116,7 @@ def verdict(
     if not judged:
         return f"not judged: fewer than {FEWEST} values"
     if not shown.any():
-        return "says nothing here: no model that could be tested differs from its control as it should"
+        return "says nothing here: no tested model differs from its control"
     if not pairs:
         return "no twins to compare"
     sure = [np.sign(differences[r, s]) if p[s, r] < LEVEL and _counts(m, shown, differences, s, r) else 0 for s, r in pairs]

@@ -36,9 +36,9 @@ TWINS = "robust against standard: "  # how a verdict on twins begins
 NAMES, CELL, VERDICT, ROW, HEAD = 1.78, 0.66, 1.62, 0.225, 0.2  # inches: widths of columns, heights of a row, of a group's title
 RULES = (
     "Mean and 95 % bootstrap interval. ★ better than every other model, ↑ where higher is better, ↓ where lower is. "
-    "“as control”: not shown to differ from the control as it should. Paired bootstrap over the units, p < 0.05 after Holm's "
-    "correction over all measures. Shade: from the worst (dark) to the best of a row's models that differ from their control; "
-    "none where no direction is better. Verdict: robust models against their standard twins."
+    "“as control”: not shown to differ from the control as it should. Paired bootstrap and Student's t over the units, "
+    "p < 0.05 after Holm's correction over all measures. Shade: from the worst (dark) to the best of a row's models that differ "
+    "from their control; none where no direction is better. Verdict: robust models against their standard twins."
 )
 
 
