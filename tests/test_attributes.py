@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import xarray as xr
+from PIL import Image
 from torch import Tensor, nn
 
 import interp
@@ -19,10 +23,11 @@ from interp.attributes.compare import GROUPS, PER_IMAGE, Compare, compare, goals
 from interp.attributes.edges import alignment, sobel
 from interp.attributes.groups import Sizes
 from interp.data.labels import CIFAR10
+from interp.data.synthetic import shapes
 from interp.gradients.spectrum import centroid, energy, radial
 from interp.models.model import Model, judges_of
 from interp.result import Result
-from interp.types import Batch, Card, InputError, Preprocess, Threat
+from interp.types import Batch, Card, InputError, Preprocess, Threat, pixels
 
 
 def noise(n: int, size: int = 32) -> torch.Tensor:
@@ -131,6 +136,17 @@ def pictures(n: int = 24) -> Batch:
     return Batch((0.5 + tint + 0.1 * noise(n, 16)).clamp(0, 1), labels, masks=masks)
 
 
+def write_masked(path: Path, n: int) -> Path:
+    """A parquet file of noise with a box each, of no class that a model here knows."""
+    cells = []
+    for picture in pixels((noise(n, 16).clamp(0, 1) * 255).byte()):
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "PNG")
+        cells.append({"bytes": file.getvalue()})
+    pq.write_table(pa.table({"img": cells, "label": [150] * n, "box_xyxy": [[2, 2, 9, 9]] * n}), path)
+    return path
+
+
 def rows_of(result: Result) -> list[str]:
     return [m for m in result.measures if result.data[m].dims == ("model",)]
 
@@ -195,11 +211,22 @@ def test_groups_run_or_say_why_not(smalls: list[Model], everything: Result) -> N
     assert_complete(everything, dataclasses.replace(SMALL, groups=groups))
     assert "written: " in data.attrs["skipped"]  # the classes have no names, so no attributes
     assert {"picture_read_accuracy", "gradient_mass", "map_pointing", "alignment"} <= set(rows_of(everything))
+
+def test_where_takes_the_pictures_with_masks_that_it_is_given(smalls: list[Model], tmp_path: Path) -> None:
+    def found(batch: Batch, **sizes: object) -> xr.Dataset:
+        params = dataclasses.replace(SMALL, groups=("where",), sizes=dataclasses.replace(SMALL.sizes, **sizes))
+        return compare(smalls, batch, params).data
+
     unmasked = dataclasses.replace(pictures(), masks=None)
-    found = compare(smalls, unmasked, dataclasses.replace(SMALL, groups=("perturbation", "where")))
-    assert "where: the images have no masks" in found.data.attrs["skipped"] and "gradient_mass" not in found.data
-    with pytest.raises(InputError, match=r"nothing could be measured: where: .*masks"):
-        compare(smalls, unmasked, dataclasses.replace(SMALL, groups=("where",)))
+    drawn = found(unmasked, located=9)
+    assert drawn["values_gradient_mass"].dims == ("model", "located") and drawn.sizes["located"] == 9
+    assert "drawn shapes" in drawn["gradient_mass"].attrs["control"]
+    assert np.allclose(drawn["mask_area"], shapes(9, 16, 0, background="mixed").masks.float().mean((1, 2)))
+    file = write_masked(tmp_path / "masked.parquet", n=7)
+    given = found(pictures(), masked=f"parquet:{file}", located=5)
+    assert given.sizes["located"] == 5 and "masked.parquet" in given["map_pointing"].attrs["control"]
+    with pytest.raises(InputError, match=r"samples:cifar10 has no masks; expected"):
+        found(pictures(), masked="samples:cifar10")
 
 
 @pytest.mark.parametrize("chunk", [24, 5])

@@ -18,6 +18,8 @@ from interp.attention.readings import read
 from interp.attributes import aligned, concepts, discovery, localise, shape
 from interp.attributes.table import Column
 from interp.data.conflicts import cue_conflict_folder
+from interp.data.source import images
+from interp.data.synthetic import shapes
 from interp.models.model import Model, judges_of
 from interp.models.randomise import fully_randomised
 from interp.result import Measure
@@ -28,7 +30,8 @@ from interp.types import Batch, InputError, Labels, pixels
 class Sizes:
     """shaped, tested, factorised, measured: the first so many images for shape and texture, concepts, discovery, distances.
     seeds: pictures drawn per class; synthesis: the attack that draws them, from noise. cues: a folder of cue conflicts named
-    shapeN-textureM.png, of classes that the models have.
+    shapeN-textureM.png, of classes that the models have. masked: a source of images with masks for `where`, of any classes, of
+    which the first `located` are taken, or as many drawn shapes.
     """
 
     shaped: int = 200
@@ -38,6 +41,8 @@ class Sizes:
     seeds: int = 3
     synthesis: PGD = PGD(15.0, steps=40, targeted=True)
     cues: str = ""
+    masked: str = ""
+    located: int = 200
 
 
 Found = tuple[list[Column], dict[str, object]]
@@ -173,19 +178,38 @@ def distances(models: Sequence[Model], batch: Batch, _goals: Labels, sizes: Size
     return [Column(rows["alignment"], found, blind, "the network with random parameters", "measured")], {}
 
 
-def where(models: Sequence[Model], batch: Batch, _goals: Labels, _sizes: Sizes, chunk: int) -> Found:
-    """How much of the gradient and of the model's own map lies on the object, beside a map around the centre."""
-    if batch.masks is None:
-        raise InputError("the images have no masks; expected a parquet file with trimap or box_xyxy")
-    blind = localise.controls(batch.masks)["centre map"]
+def where(models: Sequence[Model], batch: Batch, _goals: Labels, sizes: Sizes, chunk: int) -> Found:
+    """How much of the gradient and of the model's own map lies on the object, beside a map around the centre.
+
+    What each model predicts is explained, so that the pictures need no class it knows: those of `sizes.masked`, else the images
+    where they have masks, else drawn shapes, whose masks are exact.
+    """
+    pictured, origin = _masked(models[0], batch, sizes)
+    assert pictured.masks is not None
+    blind, unit = localise.controls(pictured.masks)["centre map"], "image" if pictured is batch else "located"
     columns = []
     for source, title in (("gradient", "gradient"), ("map", "map")):
         rows = {m.name: dataclasses.replace(m, name=f"{source}_{m.name}", title=f"{title}: {m.title}") for m in localise.MEASURES}
-        found = [_located(model, batch, source, chunk) for model in tqdm(models, desc=f"where, {title}", leave=False)]
+        found = [_located(model, pictured, source, chunk) for model in tqdm(models, desc=f"where, {title}", leave=False)]
         for name in ("mass", "pointing"):
-            values = np.stack([f[name] for f in found])
-            columns.append(Column(rows[name], values, np.repeat(blind[name][None], len(models), 0), "a map around the centre"))
-    return columns, {"mask_area": ("image", batch.masks.float().mean((1, 2)).numpy())}
+            values, control = np.stack([f[name] for f in found]), np.repeat(blind[name][None], len(models), 0)
+            columns.append(Column(rows[name], values, control, f"a map around the centre, in {origin}", unit))
+    return columns, {"mask_area": (unit, pictured.masks.float().mean((1, 2)).numpy())}
+
+
+def _masked(model: Model, batch: Batch, sizes: Sizes) -> tuple[Batch, str]:
+    """Pictures with masks, and what they are called."""
+    if sizes.masked:
+        found = images(sizes.masked, n=sizes.located, preprocess=model.card.preprocess)
+        if found.masks is None:
+            raise InputError(f"{sizes.masked} has no masks; expected a parquet file with a column trimap or box_xyxy")
+        return found, sizes.masked.rpartition(":")[2]
+    if batch.masks is not None:
+        return batch, "the images"
+    height, width = batch.images.shape[2:]
+    if height != width:
+        raise InputError(f"images are {height}×{width} and have no masks, and drawn shapes are square; give some with masks")
+    return shapes(sizes.located, height, 0, background="mixed"), "drawn shapes"
 
 
 def _located(model: Model, batch: Batch, source: str, chunk: int) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from interp.cli.options import (
     Images,
     Models,
     NormName,
+    OfBare,
     Steps,
     app,
     figure,
@@ -29,6 +30,8 @@ from interp.cli.options import (
 from interp.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from interp.models.model import Model
     from interp.result import Result
     from interp.robustness.shift import Shift
@@ -47,7 +50,13 @@ def attention(
             "is derived from XCiT's attention between channels."
         ),
     ] = "auto",
-    layer: Annotated[str | None, typer.Option(help="Layer to read; the last on the image if none.")] = None,
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            help="Layer to read: of attention for auto, raw, channels and weighted, of feature maps for gradcam to scorecam; "
+            "the last on the image if none."
+        ),
+    ] = None,
     head: Annotated[str, typer.Option(help="mean, max or min over heads, or the number of one.")] = "mean",
     query: Annotated[str | None, typer.Option(help="Y,X: what does this pixel attend to?")] = None,
     under_attack: Annotated[
@@ -56,6 +65,7 @@ def attention(
     ] = None,
     norm: NormName = "linf",
     steps: Steps = 20,
+    normalise: OfBare = None,
     grids: Annotated[int, typer.Option(help="Images of which all heads of all layers are drawn, a figure per model.")] = 1,
     device: Device = "",
     out_dir: Folder = Path("figures/attention"),
@@ -69,18 +79,37 @@ def attention(
     asked = pixel("--query", query)
     params = Attend(tuple(method.split(",")), layer, int(head) if head.isdigit() else head, asked)
     shift = None if under_attack is None else _sizes(under_attack, norm, steps)
-    chosen, batch = inputs(models, images, max(n, 20), device)
+    chosen, batch = inputs(models, images, max(n, 20), device, normalise=normalise)
+    shared = _attended(layer, params.methods, chosen)
     few = spread(batch, n)
     result = figure("attention", attend, chosen, few, params, out_dir)
     for i in range(1, len(few) if len(params.methods) > 1 else 1):
         save(draw(result, i), out_dir, f"attention_{i}")
     attentive = [model for model in chosen if has_attention(model)]
     for model in attentive if grids > 0 else ():
-        _heads(model, few[:grids], layer, asked, out_dir)
+        _heads(model, few[:grids], shared, asked, out_dir)
     if attentive:
-        _numbers(chosen, batch, few, layer, out_dir)
+        _numbers(chosen, batch, few, shared, out_dir)
     if shift is not None:
         _under_attack(chosen, few, shift, out_dir)
+
+
+def _attended(layer: str | None, methods: Sequence[str], models: Sequence[Model]) -> str | None:
+    """The layer where it is one of attention, else none; raises InputError where a method would not look at it."""
+    from interp.attention.layout import attention_layers, has_attention, layout_of
+    from interp.attention.readings import CAMS
+
+    if layer is None:
+        return None
+    if chained := [name for name in methods if name in ("rollout", "chefer")]:
+        raise InputError(f"--layer is {layer}, but {' and '.join(chained)} chain all layers of the last stage; leave one out")
+    owners = [model for model in models if has_attention(model) and layer in attention_layers(model)]
+    if owners and (cams := [name for name in methods if name in CAMS]):
+        raise InputError(
+            f"--layer is {layer}, an attention layer of {owners[0].card.id}, but {' and '.join(cams)} read feature maps; "
+            f"give a layer such as {layout_of(owners[0]).gradcam}, or ask for raw, channels or weighted alone"
+        )
+    return layer if owners else None
 
 
 def _sizes(text: str, norm: str, steps: int) -> Shift:
@@ -150,6 +179,7 @@ def faithfulness(
     randomise: Annotated[bool, typer.Option(help="Draw the maps of the model with random parameters too.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of noise, of the order of ties and of random parameters.")] = 0,
     chunk: Annotated[int, typer.Option(help="Images × points per pass.")] = 16,
+    normalise: OfBare = None,
     device: Device = "",
     out_dir: Folder = Path("figures/faithfulness"),
 ) -> None:
@@ -160,7 +190,7 @@ def faithfulness(
     from interp.study import spread
 
     params = Faithfulness(named(methods.split(",")), steps, baseline, patch, randomise=randomise, seed=seed, chunk=chunk)
-    chosen, batch = inputs(models, images, max(n, 20), device)
+    chosen, batch = inputs(models, images, max(n, 20), device, normalise=normalise)
     print_verdicts(figure("faithfulness", run, chosen, spread(batch, n), params, out_dir))
 
 

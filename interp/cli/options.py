@@ -61,6 +61,10 @@ Normalise = Annotated[
     str | None,
     typer.Option("--normalise", "--normalize", help="none, imagenet, half, cifar10, … or m,m,m/s,s,s."),
 ]
+OfBare = Annotated[
+    str | None,
+    typer.Option("--normalise", "--normalize", help="Of files without a card: none, imagenet, half, cifar10, … or m,m,m/s,s,s."),
+]
 Size = Annotated[int | None, typer.Option(help="Input size in pixels, where nothing says it.")]
 Channels = Annotated[str | None, typer.Option(help="rgb or bgr.")]
 Ema = Annotated[bool | None, typer.Option("--ema/--raw", help="The averaged or the raw copy, where the file holds both.")]
@@ -83,16 +87,22 @@ def roomy(norm: str, batch: Batch) -> float:
     return {"linf": 15.0, "l2": float(math.ceil(d**0.5)), "l1": float(d)}[norm]
 
 
-def inputs(specs: list[str] | None, source: str, n: int, device: str = "cpu") -> tuple[list[Model], Batch]:
-    """Models on the device ('' for the best there is) and the images they all take; raises InputError where they differ."""
+def inputs(
+    specs: list[str] | None, source: str, n: int, device: str = "cpu", *, normalise: str | None = None
+) -> tuple[list[Model], Batch]:
+    """Models on the device ('' for the best there is) and the images they all take; raises InputError where they differ.
+
+    normalise: how inputs of the files without a card were normalised.
+    """
     from interp.job import images_for
-    from interp.models.load import check_labels, load, shipped
+    from interp.models.load import check_labels, load_as, shipped
 
     specs = specs or list(shipped())
     if not specs:
         raise InputError("no shipped checkpoints were found; name a model, or set INTERP_CHECKPOINTS to their folder")
-    batch = images_for(specs[0], source, n=n)
-    chosen = [load(spec, images=batch) for spec in specs]
+    answers = _said_of(specs, normalise)
+    batch = images_for(specs[0], source, n=n, said=answers[0])
+    chosen = [load_as(spec, answer, images=batch) for spec, answer in zip(specs, answers, strict=True)]
     sizes = {m.card.id: m.card.preprocess.size for m in chosen}
     if len(set(sizes.values())) > 1:
         raise InputError(f"the models take images of different sizes ({sizes}); give models of one size")
@@ -102,6 +112,22 @@ def inputs(specs: list[str] | None, source: str, n: int, device: str = "cpu") ->
 
     where = Machine(device).settle()[0]
     return [model.to(where) for model in chosen], batch
+
+
+def _said_of(specs: Sequence[str], normalise: str | None) -> list[Said]:
+    """What is said of each model: a file without a card gets the normaliser; raises InputError where there is no such file."""
+    from interp.models.answers import Said
+    from interp.models.inspect import inspect
+    from interp.models.load import locate
+
+    if normalise is None:
+        return [Said() for _ in specs]
+    bare = [not spec.startswith("timm:") and inspect(locate(spec)).card is None for spec in specs]
+    if not any(bare):
+        raise InputError(
+            f"--normalise {normalise} is for files without a card, and none of {', '.join(specs)} is one; leave it out"
+        )
+    return [Said(normalise=normalise if is_bare else None) for is_bare in bare]
 
 
 def said(
