@@ -224,6 +224,9 @@ def test_where_takes_the_pictures_with_masks_that_it_is_given(smalls: list[Model
     assert np.allclose(drawn["mask_area"], shapes(9, 16, 0, background="mixed").masks.float().mean((1, 2)))
     file = write_masked(tmp_path / "masked.parquet", n=7)
     given = found(pictures(), masked=f"parquet:{file}", located=5)
+    before = Sizes(masked=f"parquet:{file}")
+    write_masked(file, n=8)
+    assert Sizes(masked=f"parquet:{file}") != before and before.stamp  # so that other files are not taken for these
     assert given.sizes["located"] == 5 and "masked.parquet" in given["map_pointing"].attrs["control"]
     with pytest.raises(InputError, match=r"samples:cifar10 has no masks; expected"):
         found(pictures(), masked="samples:cifar10")

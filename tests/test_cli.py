@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import interp
@@ -45,6 +47,7 @@ def world(checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     whole = (checkpoints / "tiny_linf.safetensors").read_bytes()
     (there / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
     (there / "foreign.pt").write_bytes(pickle.dumps(Foreign()))
+    torch.save(load_file(checkpoints / "tiny_linf.safetensors"), there / "bare.pt")
     for i in range(5):
         write_image(there / "five" / f"class{i}" / "a.png", (32, 32), seed=i)
     write_image(there / "small.png", (20, 20))
@@ -125,6 +128,21 @@ BAD: dict[str, tuple[list[str], str]] = {
     "over": (["gradients", "tiny_linf", "--over", "time"], "over is 'time'; expected one of steps, noise, path"),
     "images": (["attention", "tiny_linf", "--images", "cifar"], "'cifar' is no image source; expected samples:cifar10"),
     "samples": (["attention", "tiny_linf", "--images", "samples:mnist"], "no samples 'mnist'"),
+    "layer of a relevance": (
+        ["attention", "tiny_linf", "--method", "raw,chefer", "--layer", "cls_attn_blocks.1.attn"],
+        "--layer is cls_attn_blocks.1.attn, but chefer chains all layers of the last stage",
+    ),
+    "attention layer of a class activation map": (
+        ["attention", "tiny_linf", "--method", "gradcam,raw", "--layer", "cls_attn_blocks.1.attn"],
+        "an attention layer of tiny_linf, but gradcam reads a feature map; give a layer such as blocks.-1",
+    ),
+    "answers about a card": (
+        ["attention", "tiny_linf", "--images", "whole.png", "--normalise", "half"],
+        "are for files without a card, and tiny_linf includes none",
+    ),
+    "answers about a card, judged": (["faithfulness", "tiny_linf", "--arch", "xcit_p4"], "and tiny_linf includes none"),
+    "normaliser": (["attention", "bare.pt", "--images", "whole.png", "--normalise", "grey"], "normalise is 'grey'; expected"),
+    "open questions": (["faithfulness", "bare.pt", "--images", "whole.png"], "say --normalise none|imagenet|half"),
     "method to judge": (
         ["faithfulness", "--methods", "saliency,salience"],
         "there is no method 'salience'; expected some of saliency",
@@ -322,15 +340,50 @@ def test_faithfulness_takes_its_options_and_prints_its_table(checkpoints: Path, 
     )
 
 
+CHEAP = {
+    "attention": ("map", ["--grids", "0"]),
+    "faithfulness": ("example", ["--methods", "raw", "--steps", "1", "--patch", "16", "--no-randomise"]),
+}
+
+
+@pytest.mark.parametrize(("command", "normalise"), [("attention", "cifar10"), ("attention", "none"), ("faithfulness", "none")])
+def test_a_bare_file_is_what_is_said_of_it_and_a_model_beside_it_what_its_card_says(
+    command: str, normalise: str, world: Path, run: Run
+) -> None:
+    name, cheap = CHEAP[command]
+    said = ["--arch", "xcit_p4", "--arch-arg", "embed_dim=32", "--arch-arg", "depth=2", "--normalise", normalise]
+    code, _, error = run(command, "bare.pt", "tiny_linf", "--images", "whole.png", "-n", "1", *cheap, *said, "--out-dir", "out")
+    assert code == 0, error
+    (saved,) = (world / "out" / "results").glob(f"{command}-*.nc")
+    bare, carded = interp.open(saved).data[name].isel(method=0).values
+    assert np.array_equal(bare, carded) == (normalise == "cifar10")  # the same weights; the card says cifar10
+
+
+@pytest.mark.parametrize(
+    ("method", "layer", "drawn"),
+    [
+        ("gradcam", "blocks.0", ["cls_attn_blocks.0.attn", "cls_attn_blocks.1.attn"]),
+        ("raw", "cls_attn_blocks.0.attn", ["cls_attn_blocks.0.attn"]),
+    ],
+)
+def test_attention_reads_the_layer_that_is_named(
+    method: str, layer: str, drawn: list[str], checkpoints: Path, tmp_path: Path, run: Run
+) -> None:
+    assert run("attention", "tiny_linf", "-n", "1", "--method", method, "--layer", layer, "--out-dir", tmp_path)[0] == 0
+    saved = {path.name.rpartition("-")[0]: interp.open(path).data for path in (tmp_path / "results").iterdir()}
+    assert str(saved["attention"]["how"].values[0, 0]).endswith(f"at layer {layer}")
+    assert saved["attention_heads"]["layer"].values.tolist() == drawn
+
+
 def test_compare_takes_its_options_prints_its_table_and_writes_the_page(checkpoints: Path, tmp_path: Path, run: Run) -> None:
-    argv = ["-n", "2", "--steps", "1", "--eps", "16/255", "--groups", "appearance,where", "--chunk", "1", "--device", "cpu"]
+    argv = ["-n", "2", "--steps", "1", "--eps", "16/255", "--groups", "appearance,written", "--chunk", "1", "--device", "cpu"]
     code, printed, _ = run("compare", *argv, "--out-dir", tmp_path)
     assert code == 0
     result = interp.open(next((tmp_path / "results").iterdir()))
-    assert result.params["groups"] == ["appearance", "where"] and result.params["attack"]["eps"] == pytest.approx(16 / 255)
+    assert result.params["groups"] == ["appearance", "written"] and result.params["attack"]["eps"] == pytest.approx(16 / 255)
     for name in ("compare.png", "judges_perturbation.png", "judges_image.png", "examples.png", "spectra.png", "measures.html"):
         assert f"wrote {tmp_path / name}" in printed and (tmp_path / name).is_file()
-    assert "edge alignment" in printed and "left out: where: the images have no masks" in printed
+    assert "edge alignment" in printed and "left out: written: " in printed
 
 
 def test_faithfulness_lists_its_methods_and_starts_with_the_default_ones() -> None:

@@ -296,8 +296,16 @@ def compare(
         str,
         typer.Option(
             help="With commas: perturbation, appearance, alignment, written, pictures, where, distances, shape, concepts, "
-            "discovery; all if none. where needs images with masks."
+            "discovery; all if none."
         ),
+    ] = "",
+    masked: Annotated[
+        str, typer.Option("--masks", help="For where: images with masks, parquet:PATH with trimap or box_xyxy, of any classes.")
+    ] = "",
+    cues: Annotated[str, typer.Option(help="For shape: a folder of cue conflicts named shapeN-textureM.png.")] = "",
+    concepts: Annotated[str, typer.Option(help="For concepts: folder:PATH or parquet:PATH whose classes are concepts.")] = "",
+    attributes: Annotated[
+        str, typer.Option(help="For written: what classes have, a TOML file or a folder of Animals with Attributes.")
     ] = "",
     chunk: Annotated[int, typer.Option(help="Images at a time.")] = 64,
     device: Device = "",
@@ -306,13 +314,15 @@ def compare(
     """Semantic attributes of the models on the same images: intervals, controls, comparisons in pairs."""
     from interp.attributes.compare import GROUPS, Compare
     from interp.attributes.compare import compare as run
+    from interp.attributes.groups import Sizes
     from interp.plots.attributes import drawable
     from interp.report.measures import write
     from interp.types import fraction
 
     asked = tuple(groups.split(",")) if groups else GROUPS
     attack = dataclasses.replace(pgd(fraction(eps), "linf", steps), targeted=True)
-    params = Compare(attack, groups=asked, chunk=chunk)
+    sizes = Sizes(cues=cues, masked=masked, concepts=concepts, attributes=attributes)
+    params = Compare(attack, groups=asked, sizes=sizes, chunk=chunk)
     chosen, batch = inputs(models, images, n, device)
     result = figure("compare", run, chosen, batch, params, out_dir)
     for drawn in drawable(result):

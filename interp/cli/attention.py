@@ -9,13 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from interp.cli.options import (
+    Arch,
+    ArchArg,
+    Channels,
     Count,
     Device,
+    Ema,
     Folder,
     Images,
     Models,
+    Normalise,
     NormName,
-    OfBare,
+    Size,
     Steps,
     app,
     figure,
@@ -24,6 +29,7 @@ from interp.cli.options import (
     pgd,
     pixel,
     remembered,
+    said,
     save,
     say,
 )
@@ -65,7 +71,12 @@ def attention(
     ] = None,
     norm: NormName = "linf",
     steps: Steps = 20,
-    normalise: OfBare = None,
+    arch: Arch = None,
+    arch_arg: ArchArg = None,
+    normalise: Normalise = None,
+    size: Size = None,
+    channels: Channels = None,
+    ema: Ema = None,
     grids: Annotated[int, typer.Option(help="Images of which all heads of all layers are drawn, a figure per model.")] = 1,
     device: Device = "",
     out_dir: Folder = Path("figures/attention"),
@@ -79,7 +90,8 @@ def attention(
     asked = pixel("--query", query)
     params = Attend(tuple(method.split(",")), layer, int(head) if head.isdigit() else head, asked)
     shift = None if under_attack is None else _sizes(under_attack, norm, steps)
-    chosen, batch = inputs(models, images, max(n, 20), device, normalise=normalise)
+    answers = said(arch, arch_arg, normalise, size, channels, ema)
+    chosen, batch = inputs(models, images, max(n, 20), device, said=answers)
     shared = _attended(layer, params.methods, chosen)
     few = spread(batch, n)
     result = figure("attention", attend, chosen, few, params, out_dir)
@@ -101,13 +113,13 @@ def _attended(layer: str | None, methods: Sequence[str], models: Sequence[Model]
 
     if layer is None:
         return None
-    if chained := [name for name in methods if name in ("rollout", "chefer")]:
-        raise InputError(f"--layer is {layer}, but {' and '.join(chained)} chain all layers of the last stage; leave one out")
+    if name := next((name for name in methods if name in ("rollout", "chefer")), None):
+        raise InputError(f"--layer is {layer}, but {name} chains all layers of the last stage; leave one of the two out")
     owners = [model for model in models if has_attention(model) and layer in attention_layers(model)]
-    if owners and (cams := [name for name in methods if name in CAMS]):
+    if owners and (name := next((name for name in methods if name in CAMS), None)):
         raise InputError(
-            f"--layer is {layer}, an attention layer of {owners[0].card.id}, but {' and '.join(cams)} read feature maps; "
-            f"give a layer such as {layout_of(owners[0]).gradcam}, or ask for raw, channels or weighted alone"
+            f"--layer is {layer}, an attention layer of {owners[0].card.id}, but {name} reads a feature map; "
+            f"give a layer such as {layout_of(owners[0]).gradcam}, or leave {name} out"
         )
     return layer if owners else None
 
@@ -179,7 +191,12 @@ def faithfulness(
     randomise: Annotated[bool, typer.Option(help="Draw the maps of the model with random parameters too.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of noise, of the order of ties and of random parameters.")] = 0,
     chunk: Annotated[int, typer.Option(help="Images × points per pass.")] = 16,
-    normalise: OfBare = None,
+    arch: Arch = None,
+    arch_arg: ArchArg = None,
+    normalise: Normalise = None,
+    size: Size = None,
+    channels: Channels = None,
+    ema: Ema = None,
     device: Device = "",
     out_dir: Folder = Path("figures/faithfulness"),
 ) -> None:
@@ -190,7 +207,8 @@ def faithfulness(
     from interp.study import spread
 
     params = Faithfulness(named(methods.split(",")), steps, baseline, patch, randomise=randomise, seed=seed, chunk=chunk)
-    chosen, batch = inputs(models, images, max(n, 20), device, normalise=normalise)
+    answers = said(arch, arch_arg, normalise, size, channels, ema)
+    chosen, batch = inputs(models, images, max(n, 20), device, said=answers)
     print_verdicts(figure("faithfulness", run, chosen, spread(batch, n), params, out_dir))
 
 

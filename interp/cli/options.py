@@ -55,19 +55,24 @@ Seed = Annotated[int, typer.Option(help="Seed of random starts and shifts.")]
 Precision = Annotated[str, typer.Option(help="float32, float64, or fast: gradients in bfloat16.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or mps; if not given, the best there is.")]
 Chunk = Annotated[int | None, typer.Option(callback=_at_least_one, help="Images per pass; the fastest if none.")]
-Arch = Annotated[str | None, typer.Option(help="Architecture, where the file's names and shapes leave it open.")]
-ArchArg = Annotated[list[str] | None, typer.Option(help="KEY=VALUE, an argument of the architecture; may be repeated.")]
+OPEN = "What a checkpoint file leaves open"
+ANSWERS = "--arch, --arch-arg, --normalise, --size, --channels, --ema and --raw"
+Arch = Annotated[
+    str | None, typer.Option(help="Architecture, where the file's names and shapes leave it open.", rich_help_panel=OPEN)
+]
+ArchArg = Annotated[
+    list[str] | None, typer.Option(help="KEY=VALUE, an argument of the architecture; may be repeated.", rich_help_panel=OPEN)
+]
 Normalise = Annotated[
     str | None,
-    typer.Option("--normalise", "--normalize", help="none, imagenet, half, cifar10, … or m,m,m/s,s,s."),
+    typer.Option("--normalise", "--normalize", help="none, imagenet, half, cifar10, … or m,m,m/s,s,s.", rich_help_panel=OPEN),
 ]
-OfBare = Annotated[
-    str | None,
-    typer.Option("--normalise", "--normalize", help="Of files without a card: none, imagenet, half, cifar10, … or m,m,m/s,s,s."),
+Size = Annotated[int | None, typer.Option(help="Input size in pixels, where nothing says it.", rich_help_panel=OPEN)]
+Channels = Annotated[str | None, typer.Option(help="rgb or bgr.", rich_help_panel=OPEN)]
+Ema = Annotated[
+    bool | None,
+    typer.Option("--ema/--raw", help="The averaged or the raw copy, where the file holds both.", rich_help_panel=OPEN),
 ]
-Size = Annotated[int | None, typer.Option(help="Input size in pixels, where nothing says it.")]
-Channels = Annotated[str | None, typer.Option(help="rgb or bgr.")]
-Ema = Annotated[bool | None, typer.Option("--ema/--raw", help="The averaged or the raw copy, where the file holds both.")]
 
 
 LADDER = {"linf": "8/255,32/255,128/255,1", "l2": "0.5,2,8,32", "l1": "10,50,200,1000"}  # of ε, from small to large
@@ -88,11 +93,11 @@ def roomy(norm: str, batch: Batch) -> float:
 
 
 def inputs(
-    specs: list[str] | None, source: str, n: int, device: str = "cpu", *, normalise: str | None = None
+    specs: list[str] | None, source: str, n: int, device: str = "cpu", *, said: Said | None = None
 ) -> tuple[list[Model], Batch]:
     """Models on the device ('' for the best there is) and the images they all take; raises InputError where they differ.
 
-    normalise: how inputs of the files without a card were normalised.
+    said: what the files without a card leave open; raises InputError where it is given and there is no such file.
     """
     from interp.job import images_for
     from interp.models.load import check_labels, load_as, shipped
@@ -100,7 +105,7 @@ def inputs(
     specs = specs or list(shipped())
     if not specs:
         raise InputError("no shipped checkpoints were found; name a model, or set INTERP_CHECKPOINTS to their folder")
-    answers = _said_of(specs, normalise)
+    answers = _said_of(specs, said)
     batch = images_for(specs[0], source, n=n, said=answers[0])
     chosen = [load_as(spec, answer, images=batch) for spec, answer in zip(specs, answers, strict=True)]
     sizes = {m.card.id: m.card.preprocess.size for m in chosen}
@@ -114,20 +119,19 @@ def inputs(
     return [model.to(where) for model in chosen], batch
 
 
-def _said_of(specs: Sequence[str], normalise: str | None) -> list[Said]:
-    """What is said of each model: a file without a card gets the normaliser; raises InputError where there is no such file."""
+def _said_of(specs: Sequence[str], said: Said | None) -> list[Said]:
+    """What is said of each model: all of a file without a card, nothing of others."""
     from interp.models.answers import Said
     from interp.models.inspect import inspect
     from interp.models.load import locate
 
-    if normalise is None:
-        return [Said() for _ in specs]
+    nothing = Said()
+    if said is None or said == nothing:
+        return [nothing] * len(specs)
     bare = [not spec.startswith("timm:") and inspect(locate(spec)).card is None for spec in specs]
     if not any(bare):
-        raise InputError(
-            f"--normalise {normalise} is for files without a card, and none of {', '.join(specs)} is one; leave it out"
-        )
-    return [Said(normalise=normalise if is_bare else None) for is_bare in bare]
+        raise InputError(f"{ANSWERS} are for files without a card, and {', '.join(specs)} includes none; leave them out")
+    return [said if is_bare else nothing for is_bare in bare]
 
 
 def said(
