@@ -11,9 +11,8 @@ import torch
 import xarray as xr
 from tqdm import tqdm
 
-from interp.attention.layout import LAYOUTS
 from interp.attention.maps import enlarge
-from interp.attention.readings import CAMS, METHODS, How, Query, check_query, read
+from interp.attention.readings import METHODS, How, Query, check_query, read
 from interp.models.model import Model, model_coords
 from interp.result import Result
 from interp.types import Batch, InputError, pixels
@@ -75,8 +74,6 @@ def attend(models: Sequence[Model], batch: Batch, params: Attend = Attend()) -> 
 
 def _relative(model: Model, batch: Batch, method: str, how: How, chunk: int) -> tuple[np.ndarray, str]:
     """Maps (image, y, x) at image size, each divided by its mean, and how they were read."""
-    if model.family not in LAYOUTS and (how.layer is None or method not in ("auto", *CAMS)):
-        raise InputError(f"no row for the family {model.family} in interp/attention/layout.py; take gradcam and name its layer")
     size = (int(batch.images.shape[2]), int(batch.images.shape[3]))
     found, words = [], ""
     for part in batch.chunks(chunk):

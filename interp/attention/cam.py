@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from interp.attention.geometry import Grid, patch_grid
-from interp.attention.layout import layout_of, module_at
+from interp.attention.capture import placing
+from interp.attention.geometry import Geometry, Grid
+from interp.attention.layout import LAYOUTS, Layout, layout_of, module_at
 from interp.attention.maps import enlarge
 from interp.errors import InputError
 from interp.models.chunks import in_chunks
@@ -136,10 +137,9 @@ class _Tap:
         self.leaves: list[Tensor] = []
         self.grid: Grid | None = None
         module = module_at(model.net, layer) if isinstance(layer, str) else layer
-        embed = getattr(model.net, "patch_embed", None)
         with ExitStack() as stack:
-            if embed is not None:
-                stack.enter_context(embed.register_forward_hook(self._note_grid))
+            for handle in placing(model.net, LAYOUTS.get(model.family, Layout(model.family, "")), self._note_grid):
+                stack.enter_context(handle)
             stack.enter_context(module.register_forward_hook(self._cut))
             self.logits: Tensor = model(x)
         if not self.leaves:
@@ -148,8 +148,9 @@ class _Tap:
     def no_part(self, model: Model) -> InputError:
         return InputError(f"layer {self.label} has no part in the logits of model {model.card.id}; choose a layer that has")
 
-    def _note_grid(self, embed: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self.grid = patch_grid(embed, args, output)
+    def _note_grid(self, geometry: Geometry | None) -> None:
+        if not self.leaves:
+            self.grid = None if geometry is None else geometry.queries.size
 
     def _cut(self, _module: nn.Module, _args: tuple[Any, ...], output: Any) -> Tensor:
         if not isinstance(output, Tensor) or output.ndim not in (3, 4):

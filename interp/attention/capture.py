@@ -8,7 +8,8 @@ bit for bit, and what is recorded is what this version of timm computes, with it
 
     output = weights · values        each (n, heads, …), what the module's heads give to its output projection
 
-    A = softmax(q·kᵀ/√d + bias)      ViT, BEiT, EVA, MobileViT, Swin, class attention
+    A = softmax(q·kᵀ/√d + bias)      ViT, BEiT, EVA, MobileViT, Swin, pooled keys, class attention
+    A ∝ (1 − σ)·softmax(q·kᵀ/√d) + σ·softmax(p)    GPSA (ConViT, arXiv 2103.10697, eq. 7; p scores of relative position)
     A = softmax(q̂·k̂ᵀ·τ)              XCA (arXiv 2106.09681, eq. 2; q̂, k̂ of unit length over the tokens, τ learnt)
     A = W_w·softmax(W_l·q·kᵀ/√d)     talking heads (arXiv 2003.02436; rows need not sum to 1)
     c = softmax(q), one q per token  MobileViT v2 (arXiv 2206.02680, section 3.1): values are its keys
@@ -25,8 +26,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from interp.attention.geometry import Geometry, Grid, of_patches, of_pixels, of_windows, patch_grid
-from interp.attention.layout import Kind, attention_layers
+from interp.attention.geometry import Geometry, Grid, of_patches, patch_grid
+from interp.attention.layout import Kind, Layout, attention_layers, layout_of, matching
+from interp.attention.places import Told, Where
 from interp.types import InputError
 
 if TYPE_CHECKING:
@@ -37,11 +39,11 @@ if TYPE_CHECKING:
 class Captured:
     """One attention layer in one pass.
 
-    name: its path inside `model.net`. stage: layers of one number run over the same tokens. weights (n·groups, heads, queries,
-    keys), without gradient. values (n·groups, heads, keys, d) likewise. output (n·groups, heads, queries, d): their product as
-    the model computed it, part of the graph where `capture` was asked for gradients; for kind "context" it is computed beside
-    the model, and never part of it. For kind "channel" queries and keys are channels of a head, d counts tokens, and geometry is
-    the grid of these tokens. geometry: None where the grid is unknown.
+    name: its path inside `model.net`. stage: queries of layers of one number are on the same tokens. weights (n·groups, heads,
+    queries, keys), without gradient. values (n·groups, heads, keys, d) likewise. output (n·groups, heads, queries, d): their
+    product as the model computed it, part of the graph where `capture` was asked for gradients; for kind "context" it is
+    computed beside the model, and never part of it. For kind "channel" queries and keys are channels of a head, d counts tokens,
+    and geometry is the grid of these tokens. geometry: None where the grid is unknown.
     """
 
     name: str
@@ -88,22 +90,43 @@ def capture(
     def keep(layer: Captured) -> None:
         recorder.layers.append(layer)
 
-    state = _Pass(model.net, consume or keep, gradients=gradients)
+    state = _Pass(model.net, layout_of(model), consume or keep, gradients=gradients)
 
-    def begin(_net: nn.Module, _args: tuple[Any, ...]) -> None:
+    def begin(_net: nn.Module, args: tuple[Any, ...]) -> None:
         recorder.layers = []
-        state.clear()
+        state.clear(images=len(args[0]))
 
     with ExitStack() as stack:
         stack.callback(state.clear)
         stack.enter_context(model.net.register_forward_pre_hook(begin))
+        for handle in placing(model.net, layout_of(model), state.settle):
+            stack.enter_context(handle)
         for name, module in model.net.named_modules():
-            for handle in state.watch_grid(name, module):
-                stack.enter_context(handle)
             if name in (found if layers is None else layers):
-                stack.enter_context(module.register_forward_pre_hook(state.begin))
+                stack.enter_context(module.register_forward_pre_hook(state.begin(found[name])))
                 stack.enter_context(module.register_forward_hook(state.end(name, found[name]), always_call=True))
         yield recorder
+
+
+def placing(net: nn.Module, layout: Layout, settle: Callable[[Geometry | None], None]) -> Iterator[Any]:
+    """Hooks that hand on where tokens are as it changes: at the modules that the family's row names, or the patch embedding."""
+    last: list[Geometry | None] = [None]
+
+    def found(geometry: Geometry | None) -> None:
+        last[0] = geometry
+        settle(geometry)
+
+    def before(owner: nn.Module, where: Where) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda _module, args: found(where(Told(owner, args, net, last[0])))
+
+    def embedded(embed: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        found(of_patches(patch_grid(embed, args, output)))
+
+    for _path, module, owner, where in matching(net, layout.places):
+        yield module.register_forward_pre_hook(before(owner, where))
+    for path, module in net.named_modules():
+        if not layout.places and (path == "patch_embed" or hasattr(module, "dynamic_feat_size")):
+            yield module.register_forward_hook(embedded)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,31 +139,81 @@ class _Product:
 
 
 class _Watch(TorchFunctionMode):
-    """Sees every torch function of one attention module and keeps the products of softmaxed weights with values."""
+    """Sees every torch function of one attention module and keeps the products of softmaxed weights with values.
 
-    def __init__(self) -> None:
+    rows: how many n·groups are, known as the module attends. heads: the axis of the heads where there are more than four.
+    gradients: what the model goes on with is made of the arranged output, the same numbers, so that this is part of the graph.
+    """
+
+    def __init__(self, module: nn.Module, kind: Kind, rows: Callable[[], int], *, heads: int, gradients: bool) -> None:
+        self.module, self.kind, self.rows, self.heads, self.gradients = module, kind, rows, heads, gradients
         self.products: list[_Product] = []
+        self.single = False  # whether weights came without an axis of heads
         self._softmaxed: Tensor | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         name, soft = getattr(func, "__name__", ""), self._softmaxed
         if name == "scaled_dot_product_attention":
-            weights, values = fused_weights(*args, **(kwargs or {}))
-            self.products.append(_Product(weights, values, out))
-        elif name == "softmax":
+            return self._keep(*fused_weights(*args, **(kwargs or {})), out)
+        if name == "softmax":
             self._softmaxed = out
-        elif soft is not None and name in ("matmul", "__matmul__", "bmm") and args[0].shape[-2:] == soft.shape[-2:]:
-            self.products.append(_Product(args[0].detach(), args[1].detach(), out))
-            self._softmaxed = None
-        elif soft is not None and name in ("mul", "__mul__") and _same(args[1], soft):
+        elif soft is not None and name in ("matmul", "__matmul__", "bmm"):
+            if _same(args[1], soft.mT):  # values · weightsᵀ
+                return self._keep(args[1].mT, args[0].mT, out.mT).mT
+            if args[0].shape[-2:] == soft.shape[-2:]:
+                return self._keep(args[0], args[1], out)
+        elif soft is not None and self.kind == "context" and name in ("mul", "__mul__") and _same(args[1], soft):
             self.products.append(_context(args[1], args[0]))
             self._softmaxed = None
         return out
 
+    def _keep(self, weights: Tensor, values: Tensor, out: Tensor) -> Tensor:
+        """Note one product; returns the output that the model goes on with."""
+        self._softmaxed, self.single = None, weights.ndim == 3
+        product = _Product(*(_arranged(t, self.rows(), self.heads) for t in (weights.detach(), values.detach(), out)))
+        self.products.append(product)
+        return _restored(product.output, out.shape, self.heads) if self.gradients else out
+
+    def product(self, name: str) -> _Product:
+        """The product of the module that ran; of several, one for each head, all heads together. Raises InputError for others."""
+        if len(self.products) == 1:
+            return self.products[0]
+        owner, shapes = f"layer {name} ({type(self.module).__name__})", {found.weights.shape for found in self.products}
+        if not self.products or not self.single or len(shapes) > 1:
+            raise InputError(
+                f"{owner} ran {len(self.products)} products of a softmax with values; capture knows attention of one. Leave the "
+                "layer out: capture(model, layers=[…])"
+            )
+        if self.gradients:
+            raise InputError(
+                f"{owner} runs its heads one after another, so that its gradient is not that of one product; take a method "
+                "without gradients of attention: raw, rollout or a class activation map"
+            )
+        return _Product(*(torch.cat([getattr(p, part) for p in self.products], 1) for part in ("weights", "values", "output")))
+
+
+def _arranged(t: Tensor, rows: int, heads: int) -> Tensor:
+    """(…, a, b) as (n·groups, heads, a, b): rows, how many n·groups are; heads, the axis of these where there are over four."""
+    if t.ndim == 3:
+        return t.unflatten(0, (rows, -1))
+    return t.movedim(heads, -3).flatten(0, -4) if t.ndim > 4 else t
+
+
+def _restored(arranged: Tensor, shape: torch.Size, heads: int) -> Tensor:
+    """`_arranged` undone."""
+    if len(shape) == 3:
+        return arranged.flatten(0, 1)
+    if len(shape) == 4:
+        return arranged
+    groups = [n for axis, n in enumerate(shape[:-2]) if axis != heads % len(shape)]
+    return arranged.unflatten(0, groups).movedim(-3, heads)
+
 
 def _same(operand: Any, tensor: Tensor) -> bool:
-    return isinstance(operand, Tensor) and operand.data_ptr() == tensor.data_ptr()
+    """Whether an operand is this very view of the same numbers."""
+    alike = isinstance(operand, Tensor) and operand.data_ptr() == tensor.data_ptr()
+    return alike and operand.shape == tensor.shape and operand.stride() == tensor.stride()
 
 
 @torch.no_grad()
@@ -174,73 +247,63 @@ def _context(scores: Tensor, keys: Tensor) -> _Product:
 
 
 class _Pass:
-    """The hooks of one capture: the grid is noted where it arises and joined to the layers after it."""
+    """The hooks of one capture: the geometry is noted where it arises and joined to the layers after it."""
 
-    def __init__(self, net: nn.Module, consume: Callable[[Captured], None], *, gradients: bool) -> None:
-        self.consume, self.gradients = consume, gradients
-        token = getattr(net, "has_class_token", getattr(net, "cls_token", None) is not None)
+    def __init__(self, net: nn.Module, layout: Layout, consume: Callable[[Captured], None], *, gradients: bool) -> None:
+        self.layout, self.consume, self.gradients = layout, consume, gradients
+        tokens = any(name.startswith("cls_token") for name, _ in net.named_parameters(recurse=False))
+        token = getattr(net, "has_class_token", tokens)
         self.reads_class_token = bool(token) and getattr(net, "global_pool", "token") in ("", "token")
+        self.by_block = set(layout.modules.values()) <= {"unfold", "context"}  # tokens of a block are unfolded anew
         self.watching: list[_Watch] = []
         self.clear()
 
-    def clear(self) -> None:
+    def clear(self, images: int = 0) -> None:
         """Forget the pass before; also stop watching a module that Ctrl-C left, for which torch calls no hook."""
+        self.images = images
         self.geometry: Geometry | None = None
-        self.stage = -1
+        self.sizes: list[Grid | None] = []  # of the stages so far
+        self.stage = 0
         while self.watching:
             self.watching.pop().__exit__(None, None, None)
 
-    def watch_grid(self, name: str, module: nn.Module) -> Iterator[Any]:
-        """Hooks on a module that tells the grid: a patch embedding, a MobileViT block, a block of windows."""
-        kind = type(module).__name__
-        if name == "patch_embed":
-            yield module.register_forward_hook(self._patches)
-        elif kind in ("MobileVitBlock", "MobileVitV2Block"):
-            yield module.conv_1x1.register_forward_hook(self._pixels(module))  # type: ignore[union-attr]  # its output is unfolded
-        elif kind in ("SwinTransformerBlock", "SwinTransformerV2Block"):
-            yield module.register_forward_pre_hook(self._windows)
+    def settle(self, geometry: Geometry | None) -> None:
+        """Join the layers that follow to this geometry."""
+        self.geometry = geometry
+        size = None if geometry is None else geometry.queries.size
+        if self.by_block or size not in self.sizes:
+            self.sizes.append(size)
+        self.stage = len(self.sizes) - 1 if self.by_block else self.sizes.index(size)
 
-    def _patches(self, embed: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._settle(of_patches(patch_grid(embed, args, output)), stage=0)
+    def begin(self, kind: Kind) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def rows() -> int:
+            return self.images * (self.geometry.groups if self.geometry is not None and kind != "channel" else 1)
 
-    def _pixels(self, block: Any) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-        def hook(_conv: nn.Module, _args: tuple[Any, ...], output: Tensor) -> None:
-            patch: Grid = (int(block.patch_size[0]), int(block.patch_size[1]))
-            self._settle(of_pixels((output.shape[2], output.shape[3]), patch), stage=self.stage + 1)
+        def hook(module: nn.Module, _args: tuple[Any, ...]) -> None:
+            self.watching.append(_Watch(module, kind, rows, heads=self.layout.heads, gradients=self.gradients))
+            self.watching[-1].__enter__()
 
         return hook
 
-    def _windows(self, block: Any, args: tuple[Any, ...]) -> None:
-        size: Grid = (args[0].shape[1], args[0].shape[2])
-        same = self.geometry is not None and self.geometry.size == size
-        self._settle(of_windows(size, block.window_size, block.shift_size), stage=self.stage + (not same))
-
-    def _settle(self, geometry: Geometry, *, stage: int) -> None:
-        self.geometry, self.stage = geometry, stage
-
-    def begin(self, _module: nn.Module, _args: tuple[Any, ...]) -> None:
-        self.watching.append(_Watch())
-        self.watching[-1].__enter__()
-
     def end(self, name: str, kind: Kind) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def hook(module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
+            if not self.watching or self.watching[-1].module is not module:  # another hook raised before it began
+                return
             watch = self.watching.pop()
             watch.__exit__(None, None, None)
-            if output is None:  # the module raised
-                return
-            if len(watch.products) != 1:
-                raise InputError(
-                    f"layer {name} ({type(module).__name__}) ran {len(watch.products)} products of a softmax with values; "
-                    "capture knows attention of one. Leave the layer out: capture(model, layers=[…])"
-                )
-            self.consume(self._captured(name, kind, watch.products[0]))
+            if output is not None:  # else the module raised
+                self.consume(self._captured(name, kind, watch.product(name)))
 
         return hook
 
     def _captured(self, name: str, kind: Kind, found: _Product) -> Captured:
-        geometry, output = self.geometry, found.output if self.gradients else found.output.detach()
-        if geometry is not None and kind in ("self", "talking", "class"):
-            tokens = found.weights.shape[-1]
-            class_token = kind == "class" or (tokens > geometry.positions and self.reads_class_token)
-            geometry = geometry.with_prefix(tokens, class_token=class_token) if tokens >= geometry.positions else None
-        return Captured(name, kind, self.stage, found.weights, found.values, output, geometry)
+        weights, output = found.weights, found.output if self.gradients else found.output.detach()
+        values, geometry = found.values.expand(*weights.shape[:2], -1, -1), self.geometry
+        if geometry is not None and kind in ("self", "talking", "class", "pooled"):
+            tokens = weights.shape[-1]
+            extra = 0 if geometry.groups > 1 else tokens - geometry.positions
+            class_token = kind == "class" or (extra > 0 and self.reads_class_token)
+            geometry = geometry.with_prefix(geometry.positions + extra, class_token=class_token) if extra >= 0 else None
+        if geometry is not None and kind != "channel" and not geometry.fits(weights, self.images):
+            geometry = None
+        return Captured(name, kind, self.stage, weights, values, output, geometry)

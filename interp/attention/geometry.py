@@ -1,8 +1,9 @@
-"""Where the tokens of an attention layer stand on the image: one description for patches, unfolded pixels and shifted windows.
+"""Where the tokens of an attention layer stand on the image: one description for patches, pixels, windows and pooled keys.
 
 Attention runs over groups of tokens that do not see each other: one group for a ViT, one per pixel position inside a patch for
 MobileViT (arXiv 2110.02178, section 3.1), one per window for Swin (arXiv 2103.14030, section 3.2). `Geometry.places` says for
 every token of every group which position of the grid it is, so that maps, distances and roll-outs need no case per family.
+Where keys are pooled, as in PVT v2 (arXiv 2106.13797), the queries stand on a grid of their own, `Geometry.asking`.
 """
 
 from __future__ import annotations
@@ -24,15 +25,22 @@ Grid: TypeAlias = tuple[int, int]  # rows and columns
 class Geometry:
     """The grid of one attention layer in one pass.
 
-    size: rows and columns of positions at which attention runs. places (groups, tokens) int64: position y·columns + x of each
+    size: rows and columns of the positions that are attended to. places (groups, tokens) int64: position y·columns + x of each
     patch token, −1 where a token is padding; every position occurs once. prefix: tokens before the patches in each group.
-    class_token: whether the first of them is a class token that the head reads.
+    class_token: whether the first of them is a class token that the head reads. asking: where the queries stand, if not where
+    the keys do.
     """
 
     size: Grid
     places: Tensor
     prefix: int = 0
     class_token: bool = False
+    asking: Geometry | None = None
+
+    @property
+    def queries(self) -> Geometry:
+        """Where the queries stand."""
+        return self.asking or self
 
     @property
     def groups(self) -> int:
@@ -45,14 +53,22 @@ class Geometry:
         return math.prod(self.size)
 
     def at(self, y: int, x: int, image: Grid) -> Grid:
-        """The position of the grid under the pixel (y, x) of an image of rows × columns."""
+        """The position of the queries' grid under the pixel (y, x) of an image of rows × columns."""
         if not (0 <= y < image[0] and 0 <= x < image[1]):
             raise InputError(f"pixel ({y}, {x}) is outside the image; expected 0 ≤ y < {image[0]} and 0 ≤ x < {image[1]}")
-        return y * self.size[0] // image[0], x * self.size[1] // image[1]
+        size = self.queries.size
+        return y * size[0] // image[0], x * size[1] // image[1]
 
     def with_prefix(self, tokens: int, *, class_token: bool) -> Geometry:
         """This grid for a layer of so many tokens in all: those beyond the positions come first."""
-        return replace(self, prefix=tokens - self.positions, class_token=class_token)
+        prefix = tokens - self.positions
+        asking = self.asking and replace(self.asking, prefix=prefix, class_token=class_token)
+        return replace(self, prefix=prefix, class_token=class_token, asking=asking)
+
+    def fits(self, weights: Tensor, images: int) -> bool:
+        """Whether weights (n·groups, heads, queries, keys) of so many images have this geometry; one query fits any."""
+        keys, queries = self.prefix + self.places.shape[1], self.queries.prefix + self.queries.places.shape[1]
+        return len(weights) == images * self.groups and weights.shape[-1] == keys and weights.shape[-2] in (1, queries)
 
 
 def of_patches(size: Grid) -> Geometry:
@@ -78,6 +94,11 @@ def of_windows(size: Grid, window: Grid, shift: Grid) -> Geometry:
     padded = F.pad(rolled, (0, -columns % w_w, 0, -rows % w_h), value=-1)
     cut = padded.view(padded.shape[0] // w_h, w_h, padded.shape[1] // w_w, w_w)
     return Geometry(size, cut.permute(0, 2, 1, 3).reshape(-1, w_h * w_w))
+
+
+def of_pooled(queries: Grid, keys: Grid) -> Geometry:
+    """One group whose queries and keys stand on grids of different size over the same image."""
+    return of_patches(keys) if queries == keys else replace(of_patches(keys), asking=of_patches(queries))
 
 
 def patch_grid(embed: nn.Module, args: tuple[Any, ...], output: Any) -> Grid:

@@ -5,39 +5,55 @@ Kinds of attention, by what the rows and columns of a weight matrix stand for:
 - self:    tokens × tokens, prefix tokens (class, registers) first (ViT, arXiv 2010.11929)
 - class:   one query, the class token, over class token and patches (CaiT, arXiv 2103.17239, section 3.2)
 - talking: tokens × tokens, mixed between heads after the softmax, so that rows need not sum to 1 (arXiv 2003.02436)
+- pooled:  tokens × tokens, where queries or keys may stand on a coarser grid (PVT v2, arXiv 2106.13797; MViT v2, 2112.01526;
+           LeViT, 2104.01136); where they do not, the same as self
 - unfold:  patches × patches, one matrix for each pixel position inside a patch (MobileViT, arXiv 2110.02178, section 3.1)
-- window:  tokens × tokens inside a window (Swin, arXiv 2103.14030, section 3.2)
+- window:  tokens × tokens inside a window (Swin, arXiv 2103.14030, section 3.2), or of a grid that takes every k-th position
+           (MaxViT, 2204.01697); in GCViT's global layers (2206.09959) the queries of all windows are the same, of the whole image
 - context: one row of scores over the patches, for each pixel position of a patch (MobileViT v2, arXiv 2206.02680, section 3.1)
-- channel: channels × channels, no place in the image (XCA of XCiT, arXiv 2106.09681, eq. 2); never drawn as a map
+- channel: channels × channels, no place in the image (XCA of XCiT, arXiv 2106.09681, eq. 2; EdgeNeXt, 2206.10589; DaViT,
+           2204.03645); never drawn as a map
+
+Convolutions between attention layers, as most hybrids have, are no part of any weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 from torch import nn
 
+from interp.attention import places as at
+from interp.attention.places import Where
 from interp.types import InputError
 
 if TYPE_CHECKING:
     from interp.models.model import Model
 
-Kind: TypeAlias = Literal["self", "class", "talking", "unfold", "window", "context", "channel"]
+Kind: TypeAlias = Literal["self", "class", "talking", "pooled", "unfold", "window", "context", "channel"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Layout:
     """How one family attends. modules: timm class name of an attention module → kind; empty where there is none.
 
-    gradcam: path inside `model.net` of the layer that class activation maps read by default; an index below zero counts from
-    the end.
+    A name may be `Class.child`, the child of that name in modules of that class. gradcam: path inside `model.net` of the layer
+    that class activation maps read by default; an index below zero counts from the end. places: class name, or `Class.child`, of
+    the modules that tell where tokens are → how (see places.py); empty where the patch embedding tells it. heads: axis of the
+    heads among weights (n, …, queries, keys). why: why there are no weights to capture, where modules are missing though the
+    family is said to attend. unchained: why its layers cannot be multiplied with one another.
     """
 
     family: str
     gradcam: str
     modules: Mapping[str, Kind] = field(default_factory=dict)
+    places: Mapping[str, Where] = field(default_factory=dict)
+    heads: int = 1
+    why: str = ""
+    unchained: str = ""
 
 
 # Where a class token is read, the layer of class activation maps is the input of the last attention: behind it the patches no
@@ -45,14 +61,149 @@ class Layout:
 _ROWS = (
     Layout("xcit", "blocks.-1", {"ClassAttn": "class", "XCA": "channel"}),
     Layout("cait", "blocks.-1", {"ClassAttn": "class", "TalkingHeadAttn": "talking"}),
-    Layout("visiontransformer", "blocks.-1.norm1", {"Attention": "self", "AttentionRope": "self"}),
+    Layout(
+        "visiontransformer",
+        "blocks.-1.norm1",
+        {"Attention": "self", "AttentionRope": "self", "ParallelScalingBlock": "self"},
+        why="differential attention, the difference of two softmaxes (arXiv 2410.05258), is not captured here",
+    ),
     Layout("visiontransformerdistilled", "blocks.-1.norm1", {"Attention": "self"}),
+    Layout("visiontransformerrelpos", "blocks.-1.norm1", {"RelPosAttention": "self"}),
     Layout("beit", "blocks.-1.norm1", {"Attention": "self"}),
     Layout("eva", "blocks.-1.norm1", {"EvaAttention": "self", "AttentionRope": "self"}),
-    Layout("mobilevit", "final_conv", {"Attention": "unfold"}),
-    Layout("mobilevitv2", "stages.-1", {"LinearSelfAttention": "context"}),
-    Layout("swintransformer", "norm", {"WindowAttention": "window"}),
-    Layout("swintransformerv2", "norm", {"WindowAttention": "window"}),
+    Layout(
+        "naflexvit",
+        "blocks.-1.norm1",
+        {"Attention": "self", "EvaAttention": "self", "AttentionRope": "self"},
+        {"NaFlexVit": at.image},
+    ),
+    Layout("convit", "blocks.-1.norm1", {"GPSA": "self", "MHSA": "self"}),
+    Layout("deepseekvitclassifier", "encoder.blocks.-1", {"AttentionRope": "self"}),
+    Layout("qwen3vitclassifier", "encoder.blocks.-1", {"AttentionRope": "self"}),
+    Layout("gemma4vitclassifier", "encoder.blocks.-1", {"Gemma4Attention": "self"}, {"Gemma4VitEncoder": at.image_of_patches}),
+    Layout("visiontransformersam", "blocks.-1", {"Attention": "window"}, {"Block": at.windows}),
+    Layout(
+        "tnt",
+        "blocks.-1.norm_out",
+        {"Block.attn_in": "window", "Block.attn_out": "self"},
+        {"Block.attn_in": at.tnt_pixels, "Block.norm_out": at.tnt_patches},
+    ),
+    Layout(
+        "crossvit",
+        "blocks.-1.blocks.-1",
+        {"Attention": "self", "CrossAttention": "class"},
+        {"Attention": at.crossvit, "CrossAttention": at.crossvit},
+        unchained="its two branches, of different patches, exchange their class tokens between layers",
+    ),
+    Layout("poolingvisiontransformer", "transformers.-1.blocks.-1.norm1", {"Attention": "self"}, {"Transformer": at.pit}),
+    Layout("visformer", "stage3", {"Attention": "self"}, {"Attention": at.channels_first}),
+    Layout(
+        "volo",  # OutlookAttention is left out: its windows overlap, and the places of a window are added up in the image
+        "network.-1",
+        {"Attention": "self", "ClassAttention": "class"},
+        {"Attention": at.channels_last},
+    ),
+    # hierarchies
+    Layout("pyramidvisiontransformerv2", "stages.-1", {"Attention": "pooled"}, {"Attention": at.reduced}),
+    Layout(
+        "twins",
+        "norm",
+        {"LocallyGroupedAttn": "window", "GlobalSubSampleAttn": "pooled"},
+        {"LocallyGroupedAttn": at.windows_told, "GlobalSubSampleAttn": at.reduced},
+        heads=-3,
+    ),
+    Layout(
+        "multiscalevit",
+        "stages.-1.blocks.-1.norm1",
+        {"MultiScaleAttention": "pooled"},
+        {"MultiScaleAttention": at.mvit},
+    ),
+    Layout("hiera", "blocks.-1", {"MaskUnitAttention": "pooled"}, {"HieraBlock": at.mask_units}),
+    Layout("hieradet", "blocks.-1", {"MultiScaleAttention": "pooled"}, {"MultiScaleBlock": at.pooled_windows}),
+    Layout(
+        "levit",
+        "stages.-1",
+        {"Attention": "self", "AttentionDownsample": "pooled"},
+        {"Attention": at.fixed, "AttentionDownsample": at.shrinking},
+    ),
+    Layout(
+        "levitdistilled",
+        "stages.-1",
+        {"Attention": "self", "AttentionDownsample": "pooled"},
+        {"Attention": at.fixed, "AttentionDownsample": at.shrinking},
+    ),
+    Layout("efficientformer", "stages.-1", {"Attention": "self"}, {"Flat": at.channels_first}),
+    Layout(
+        "efficientformerv2",
+        "stages.-1",
+        {"Attention2d": "talking", "Attention2dDownsample": "pooled"},
+        {"Attention2d.q": at.channels_first, "Attention2dDownsample": at.halving},
+    ),
+    Layout("nextvit", "stages.-1", {"EfficientAttention": "pooled"}, {"NextTransformerBlock.norm1": at.runs}),
+    Layout("fastvit", "final_conv", {"Attention": "self"}, {"Attention": at.channels_first}),
+    Layout("metaformer", "stages.-1", {"Attention": "self"}, {"MetaFormerStage": at.metaformer}),
+    Layout("shvit", "stages.-1", {"SHSA": "self"}, {"SHSA": at.channels_first}),
+    Layout("lowformer", "stages.-1", {"ConvAttention": "self"}, {"ConvAttention.pwise": at.channels_first}),
+    Layout("cpubone", "stages.-1", {"ConvAttention": "self"}, {"ConvAttention.pwise": at.channels_first}),
+    Layout("csatv2", "stages.-1", {"Attention": "self"}, {"TransformerBlock.pos_embed": at.told}),
+    # windows
+    Layout("mobilevit", "final_conv", {"Attention": "unfold"}, {"MobileVitBlock.conv_1x1": at.pixels}),
+    Layout("mobilevitv2", "stages.-1", {"LinearSelfAttention": "context"}, {"MobileVitV2Block.conv_1x1": at.pixels}),
+    Layout("swintransformer", "norm", {"WindowAttention": "window"}, {"SwinTransformerBlock": at.windows}),
+    Layout("swintransformerv2", "norm", {"WindowAttention": "window"}, {"SwinTransformerV2Block": at.windows}),
+    Layout("swintransformerv2cr", "stages.-1", {"WindowMultiHeadAttention": "window"}, {"SwinTransformerV2CrBlock": at.windows}),
+    Layout("nest", "levels.-1", {"Attention": "window"}, {"Attention": at.blocks}),
+    Layout("tinyvit", "stages.-1", {"Attention": "window"}, {"TinyVitBlock": at.windows}),
+    Layout("globalcontextvit", "stages.-1", {"WindowAttentionGlobal": "window"}, {"GlobalContextVitBlock": at.windows}),
+    Layout(
+        "maxxvit",
+        "stages.-1",
+        {
+            "PartitionAttentionCl.attn": "window",
+            "PartitionAttention2d.attn": "window",
+            "ParallelPartitionAttention.attn_block": "window",
+            "ParallelPartitionAttention.attn_grid": "window",
+            "TransformerBlock2d.attn": "self",
+        },
+        {
+            "PartitionAttentionCl": at.partition,
+            "PartitionAttention2d": at.partition_channels_first,
+            "ParallelPartitionAttention.norm1": at.parallel_windows,
+            "ParallelPartitionAttention.attn_grid": at.parallel_grids,
+            "TransformerBlock2d.attn": at.channels_first,
+        },
+    ),
+    Layout(
+        "davit",
+        "stages.-1",
+        {"WindowAttention": "window", "ChannelAttention": "channel", "ChannelAttentionV2": "channel"},
+        {"SpatialBlock": at.windows_channels_first, "ChannelBlock": at.channels_first},
+    ),
+    Layout(
+        "efficientvitmsra",
+        "stages.-1",
+        {"CascadedGroupAttention": "window"},
+        {"LocalWindowAttention": at.windows_as_built},
+    ),
+    Layout("iformer", "stages.-1", {"SHMA": "window"}, {"SHMA": at.windows_channels_first}),
+    # channels
+    Layout("edgenext", "stages.-1", {"CrossCovarianceAttn": "channel"}, {"SplitTransposeBlock": at.channels_first}),
+    # convolutional networks, some of which attend in their last stages
+    Layout(
+        "mobilenetv3",
+        "blocks.-1",
+        {"MultiQueryAttention2d": "pooled", "Attention2d": "self"},
+        {"MultiQueryAttention2d": at.multi_query, "Attention2d": at.channels_first},
+    ),
+    Layout("mobilenetv5", "blocks.-1", {"MultiQueryAttention2d": "pooled"}, {"MultiQueryAttention2d": at.multi_query}),
+    Layout(
+        "byobnet",
+        "stages",
+        {"BottleneckAttn": "self"},
+        {"BottleneckAttn": at.channels_first},
+        why="it has no attention that is captured here: of these networks most convolve, halo attention has keys in overlapping "
+        "windows, and lambda layers form no weights",
+    ),
     Layout("resnet", "layer4"),
     Layout("preactresnet", "layer4"),
     Layout("preactresnetdm", "layer_3"),
@@ -60,40 +211,97 @@ _ROWS = (
     Layout("wideresnetdm", "layer"),
     Layout("wideresnetstages", "blocks"),
     Layout("convnext", "stages"),
-    Layout("byobnet", "stages"),
+    # said to attend, without weights of a softmax on values
+    Layout(
+        "coat",
+        "serial_blocks4.-1.norm1",
+        places={"ConvPosEnc": at.told},
+        why="its attention is factorised, q·(softmax(k)ᵀ·v) (arXiv 2104.06399): it forms no weights of tokens on tokens",
+    ),
+    Layout(
+        "efficientvit",
+        "stages.-1",
+        why="its attention is linear, relu(q)·(relu(k)ᵀ·v) (arXiv 2205.14756): it forms no weights of tokens on tokens",
+    ),
+    Layout(
+        "efficientvitlarge",
+        "stages.-1",
+        why="its attention is linear, relu(q)·(relu(k)ᵀ·v) (arXiv 2205.14756): it forms no weights of tokens on tokens",
+    ),
+    Layout(
+        "swiftformer",
+        "stages.-1",
+        why="its attention is additive: queries are summed to one vector that multiplies all keys (arXiv 2303.15446)",
+    ),
+    Layout("efficientvim", "norm.-1", why="its mixer is a state space model (arXiv 2411.15241), which has no attention weights"),
+    Layout("focalnet", "layers.-1", why="it modulates by convolutions instead of attending (arXiv 2203.11926)"),
 )
 LAYOUTS: dict[str, Layout] = {row.family: row for row in _ROWS}
 
 
 def layout_of(model: Model) -> Layout:
-    """The row of the model's family; raises InputError, naming the known families, where there is none."""
-    if model.family not in LAYOUTS:
-        raise InputError(
-            f"model {model.card.id} is of the family {model.family!r}, whose attention is unknown here; known families are "
-            f"{', '.join(LAYOUTS)}. Add a row to interp/attention/layout.py, or use Grad-CAM and name its layer"
-        )
-    return LAYOUTS[model.family]
+    """The row of the model's family; for others, without attention, one made of the last map that timm lists as a feature.
+
+    Raises InputError, naming the known families, where there is neither.
+    """
+    if model.family in LAYOUTS:
+        return LAYOUTS[model.family]
+    path = _last_feature(model.net)
+    if path is None:
+        raise InputError(f"model {model.card.id} is of the family {model.family!r}, {_unknown()}")
+    return Layout(model.family, path)
+
+
+def _unknown() -> str:
+    return (
+        "whose attention is unknown here; families with attention are "
+        f"{', '.join(row.family for row in _ROWS if row.modules)}. Add a row to interp/attention/layout.py, "
+        "or use a class activation map (Grad-CAM) and name its layer"
+    )
+
+
+def _last_feature(net: nn.Module) -> str | None:
+    """The path of the last of timm's `feature_info`, where there is such a module."""
+    listed = getattr(net, "feature_info", None)
+    path = listed[-1].get("module") if isinstance(listed, list) and listed and isinstance(listed[-1], dict) else None
+    return path if path and path in dict(net.named_modules()) else None
+
+
+def matching(net: nn.Module, table: Mapping[str, T]) -> Iterator[tuple[str, nn.Module, nn.Module, T]]:
+    """Modules that a table of class names, or of `Class.child`, names: (path, module, the module of that class, entry)."""
+    modules = dict(net.named_modules())
+    for path, module in modules.items():
+        above, _, child = path.rpartition(".")
+        owner = modules[above]
+        for name, whose in ((type(module).__name__, module), (f"{type(owner).__name__}.{child}", owner)):
+            if name in table:
+                yield path, module, whose, table[name]
 
 
 def has_attention(model: Model) -> bool:
-    """Whether the model's family is known to attend; False for families that are unknown here."""
-    return model.family in LAYOUTS and bool(LAYOUTS[model.family].modules)
+    """Whether the model has attention that is known here; False for families that are unknown."""
+    row = LAYOUTS.get(model.family)
+    return row is not None and any(True for _ in matching(model.net, row.modules))
+
+
+def why_not(model: Model) -> str:
+    """Why a model has no attention to capture, and what to do instead."""
+    row = LAYOUTS.get(model.family)
+    if row is None:
+        return f"model {model.card.id} is of the family {model.family!r}, {_unknown()}"
+    having = ", ".join(row.family for row in _ROWS if row.modules)
+    reason = row.why or f"it has no attention module that is known here; families with attention are {having}"
+    return f"model {model.card.id} (family {model.family}): {reason}. Use a class activation map for this one (Grad-CAM)"
 
 
 def attention_layers(model: Model) -> dict[str, Kind]:
     """Every attention module of a model: its path inside `model.net` → kind, in the order of definition.
 
-    Raises InputError, naming the families with attention, where the model has none.
+    Raises InputError with the reason, naming the families with attention, where the model has none.
     """
-    layout = layout_of(model)
-    found = {n: layout.modules[type(m).__name__] for n, m in model.net.named_modules() if type(m).__name__ in layout.modules}
-    if not found:
-        having = ", ".join(row.family for row in _ROWS if row.modules)
-        raise InputError(
-            f"model {model.card.id} (family {model.family}) has no attention module that is known here; families with "
-            f"attention are {having}. Use a class activation map for this one (interp.attention.cam)"
-        )
-    return found
+    if not has_attention(model):
+        raise InputError(why_not(model))
+    return {path: kind for path, _, _, kind in matching(model.net, LAYOUTS[model.family].modules)}
 
 
 def module_at(net: nn.Module, path: str) -> nn.Module:

@@ -1,7 +1,8 @@
 """From attention weights and their geometry to maps on the grid: pure functions of tensors.
 
 weights are (n·groups, heads, queries, keys), keys = geometry.prefix + tokens of a group, as `capture` records them. A softmax row
-sums to 1 over the keys; maps leave the prefix tokens out, so they sum to 1 minus the share of these.
+sums to 1 over the keys; maps leave the prefix tokens out, so they sum to 1 minus the share of these. Maps lie on the grid of the
+keys; where keys are pooled this is coarser than that of the queries, and a position's map is the same cells enlarged.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from interp.types import InputError
 
 def grouped(weights: Tensor, geometry: Geometry) -> Tensor:
     """Weights as (n, groups, heads, queries, keys); raises InputError where they do not fit the geometry."""
-    keys = geometry.prefix + geometry.places.shape[1]
-    if weights.ndim != 4 or weights.shape[-1] != keys or len(weights) % geometry.groups or weights.shape[-2] not in (1, keys):
+    if weights.ndim != 4 or not geometry.fits(weights, len(weights) // geometry.groups):
+        keys, asking = geometry.prefix + geometry.places.shape[1], geometry.queries
+        queries = asking.prefix + asking.places.shape[1]
         raise InputError(
-            f"attention weights have shape {tuple(weights.shape)}; expected (n·{geometry.groups}, heads, 1 or {keys}, {keys}) "
+            f"attention weights have shape {tuple(weights.shape)}; expected (n·{geometry.groups}, heads, 1 or {queries}, {keys}) "
             f"for a grid of {geometry.size} with {geometry.prefix} prefix tokens. Cross-covariance (channel) weights have no "
             "place in the image: see channel_readout"
         )
@@ -51,30 +53,31 @@ def received_map(weights: Tensor, geometry: Geometry) -> Tensor:
     Uniform attention without prefix tokens gives 1/positions everywhere. Where there is one row of scores per group (MobileViT
     v2), that row stands for all queries of its group.
     """
-    rows = grouped(weights, geometry)
-    real = (geometry.places >= 0).to(rows)  # (groups, tokens)
+    rows, queries = grouped(weights, geometry), geometry.queries
+    real = (queries.places >= 0).to(rows)  # (groups, tokens)
     if rows.shape[-2] == 1:
         received = rows[..., 0, geometry.prefix :] * real.sum(1)[:, None, None]
     else:
-        received = (rows[..., geometry.prefix :, geometry.prefix :] * real[:, None, :, None]).sum(3)
-    return place(received / geometry.positions, geometry)
+        received = (rows[..., queries.prefix :, geometry.prefix :] * real[:, None, :, None]).sum(3)
+    return place(received / queries.positions, geometry)
 
 
 def query_map(weights: Tensor, geometry: Geometry, *, y: int, x: int) -> Tensor:
-    """Where position (y, x) of the grid looks, (n, heads, rows, columns): zero outside the query's own group.
+    """Where position (y, x) of the queries' grid looks, (n, heads, rows, columns): zero outside the query's own group.
 
     Raises InputError where the position is outside, or the only query is the class token.
     """
-    if not (0 <= y < geometry.size[0] and 0 <= x < geometry.size[1]):
+    queries = geometry.queries
+    if not (0 <= y < queries.size[0] and 0 <= x < queries.size[1]):
         raise InputError(
-            f"query ({y}, {x}) is outside the grid; expected 0 ≤ y < {geometry.size[0]} and 0 ≤ x < {geometry.size[1]}"
+            f"query ({y}, {x}) is outside the grid; expected 0 ≤ y < {queries.size[0]} and 0 ≤ x < {queries.size[1]}"
         )
     rows = grouped(weights, geometry)
     if rows.shape[-2] == 1 and geometry.class_token:
         raise InputError("the only query of this layer is the class token: no other position asks (XCiT: see channels)")
-    group, token = (geometry.places == y * geometry.size[1] + x).nonzero()[0].tolist()
+    group, token = (queries.places == y * queries.size[1] + x).nonzero()[0].tolist()
     only = torch.zeros_like(rows[..., 0, geometry.prefix :])
-    only[:, group] = rows[:, group, :, 0 if rows.shape[-2] == 1 else geometry.prefix + token, geometry.prefix :]
+    only[:, group] = rows[:, group, :, 0 if rows.shape[-2] == 1 else queries.prefix + token, geometry.prefix :]
     return place(only, geometry)
 
 
@@ -87,7 +90,13 @@ def dense(weights: Tensor, geometry: Geometry) -> Tensor:
     """Head-reduced weights (n·groups, queries, keys) as one matrix over all tokens, (n, T, T), T = prefix + positions.
 
     Zero between groups. One row of scores per group stands for all queries of its group; one of a class token for itself.
+    Raises InputError where queries and keys stand on different grids: there is no square matrix then.
     """
+    if geometry.asking is not None:
+        raise InputError(
+            f"its queries stand on a grid of {geometry.asking.size}, its keys on one of {geometry.size}: it has no weights "
+            "of tokens on the same tokens. Take raw, which draws the grid of the keys, or a layer behind it"
+        )
     rows = grouped(weights[:, None], geometry)[:, :, 0]
     tokens, places = geometry.prefix + geometry.positions, geometry.places.to(weights.device)
     index = torch.where(places >= 0, places + geometry.prefix, tokens)  # padding goes to a row and column that are cut off

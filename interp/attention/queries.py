@@ -120,7 +120,7 @@ def _rows(layer: Captured) -> tuple[Tensor, str]:
         ), f"attention (absolute: talking heads mix weights to any sign), {at}"
     words = {
         "unfold": "attention, each position to those of the same place in other patches",
-        "window": "attention, inside the window",
+        "window": "attention, among the positions of its window or grid",
         "context": "context scores, the same for all queries of a place in its patch",
     }
     return query_rows(layer.weights, layer.geometry), f"{words.get(layer.kind, 'attention')}, {at}"

@@ -26,7 +26,7 @@ from torch import Tensor
 from interp.attention.cam import cam, check_targets
 from interp.attention.capture import Captured, capture
 from interp.attention.geometry import Geometry
-from interp.attention.layout import attention_layers, has_attention, layout_of
+from interp.attention.layout import attention_layers, has_attention, layout_of, why_not
 from interp.attention.maps import channel_readout, channel_rows, class_map, dense, query_map, received_map
 from interp.attention.rollout import gradient_weighted, last_stage, reduce_heads, relevance, rollout
 from interp.types import Images, InputError, Labels, Maps
@@ -85,7 +85,8 @@ def head_maps(layer: Captured, *, query: Query | None = None, image: tuple[int, 
         raise InputError(f"layer {layer.name} is {layer.kind} attention and cannot be drawn on the image; choose another layer")
     if query is not None:
         y, x = layer.geometry.at(*query, image)
-        return query_map(layer.weights, layer.geometry, y=y, x=x), f"attention of position ({y}, {x}) of {layer.geometry.size}"
+        words = f"attention of position ({y}, {x}) of {layer.geometry.queries.size}"
+        return query_map(layer.weights, layer.geometry, y=y, x=x), words
     if layer.geometry.class_token:
         return class_map(layer.weights, layer.geometry), "attention from the class token to the patches"
     if layer.kind == "context":
@@ -153,7 +154,7 @@ def _rollout(model: Model, x: Images, _targets: Labels | None, how: How) -> Read
     layers = last_stage(recorder.layers)
     flow = rollout(layers, head=how.head, residual=how.residual)
     mixed = " (absolute: talking heads mix weights to any sign)" if any(c.kind == "talking" for c in layers) else ""
-    words = f"roll-out{mixed}, residual {how.residual:g}, {_of_heads(how.head)}, {_over(layers)}"
+    words = f"roll-out{mixed}, residual {how.residual:g}, {_of_heads(how.head)}, {_over(layers, recorder.layers)}"
     return Reading(_read_out(flow, layers[-1], how.query, x, mean=True), words)
 
 
@@ -161,12 +162,14 @@ def _chefer(model: Model, x: Images, targets: Labels | None, how: How) -> Readin
     captured, score = _with_gradient(model, x, targets, _chained(model))
     layers = last_stage(captured)
     found = relevance(layers, gradient_weighted(layers, score, head=how.head))
-    words = f"relevance by gradient × attention, {_of_heads(how.head)}, {_over(layers)}"
+    words = f"relevance by gradient × attention, {_of_heads(how.head)}, {_over(layers, captured)}"
     return Reading(_read_out(found, layers[-1], how.query, x), words)
 
 
 def _chained(model: Model) -> list[str]:
     """Layers that weigh tokens by tokens; raises InputError with the reason where roll-out is undefined."""
+    if reason := layout_of(model).unchained:
+        raise InputError(f"its layers cannot be multiplied with one another: {reason}")
     names = [name for name, kind in attention_layers(model).items() if kind not in ("channel", "context")]
     if not names:
         kinds = ", ".join(dict.fromkeys(attention_layers(model).values()))
@@ -174,8 +177,9 @@ def _chained(model: Model) -> list[str]:
     return names
 
 
-def _over(layers: list[Captured]) -> str:
-    only = {"class": "class attention", "unfold": "one block", "window": "one resolution"}.get(layers[0].kind, "all blocks")
+def _over(layers: list[Captured], of: list[Captured]) -> str:
+    rest = "all blocks" if len(layers) == len(of) else "one resolution"
+    only = {"class": "class attention", "unfold": "one block", "window": "one resolution"}.get(layers[0].kind, rest)
     return f"over {len(layers)} layer{'s' * (len(layers) > 1)} ({only}): {layers[0].name} to {layers[-1].name}"
 
 
@@ -255,6 +259,6 @@ def read(model: Model, x: Images, targets: Labels | None = None, *, method: str 
     """
     if method not in METHODS:
         raise InputError(f"method is {method!r}; expected {', '.join(METHODS)}")
-    if not has_attention(model) and method not in ("auto", *CAMS):
-        raise InputError(f"{layout_of(model).family} has no attention; take a class activation map")
+    if method not in ("auto", *CAMS) and not has_attention(model):
+        raise InputError(why_not(model))
     return METHODS[method](model, x, targets, how)

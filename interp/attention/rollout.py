@@ -1,8 +1,9 @@
 """Attention across the layers of a stage: roll-out, and relevance by gradient × attention. Matrices in, matrices out.
 
 Both multiply matrices over all tokens of a stage, the layers that run over one set of tokens: all of a ViT, one block of a
-MobileViT, one resolution of a Swin, the class attention of an XCiT (its cross-covariance attention has no tokens × tokens
-weights, and moves nothing between tokens), the patch and class layers of a CaiT.
+MobileViT, one resolution of a Swin or another hierarchy, the class attention of an XCiT (its cross-covariance attention has no
+tokens × tokens weights, and moves nothing between tokens), the patch and class layers of a CaiT. What convolutions between these
+layers move from token to token is not in them.
 
     roll-out    R = Π_l Â_l,  Â = (1 − r)·E_h[A] + r·I, rows divided by their sum   (Abnar & Zuidema, arXiv 2005.00928, eq. 1)
     relevance   R ← R + Ā_l·R,  R_0 = I,  Ā = E_h[(∇A ⊙ A)⁺]                         (Chefer et al., arXiv 2103.15679, eq. 5, 6)
@@ -36,14 +37,24 @@ def reduce_heads(weights: Tensor, head: str | int) -> Tensor:
 
 
 def last_stage(layers: Sequence[Captured]) -> list[Captured]:
-    """The layers of the last stage that weigh tokens by tokens; raises InputError where there are none."""
+    """The layers of the last stage that weigh tokens by tokens; raises InputError where there are none.
+
+    Of a stage with layers whose queries and keys stand on different grids, those behind the last of these.
+    """
     named = [c for c in layers if c.kind not in ("channel", "context") and c.geometry is not None]
     if not named:
         kinds = {c.kind: 0 for c in layers}
         raise InputError(
             f"its attention ({', '.join(kinds) or 'none'}) has no weights of tokens on tokens that layers could be chained by"
         )
-    return [c for c in named if c.stage == named[-1].stage]
+    stage = [c for c in named if c.stage == named[-1].stage]
+    uneven = [k for k, c in enumerate(stage) if c.geometry is not None and c.geometry.asking is not None]
+    if uneven and uneven[-1] == len(stage) - 1:
+        raise InputError(
+            f"the queries of layer {stage[-1].name}, the last, stand on another grid than its keys: there are no weights "
+            "of tokens on the same tokens that layers could be chained by"
+        )
+    return stage[uneven[-1] + 1 :] if uneven else stage
 
 
 def joint(layers: Sequence[Captured], matrices: Sequence[Tensor], *, identity: bool) -> list[Tensor]:

@@ -26,11 +26,12 @@ def _over_queries(values: Tensor, geometry: Geometry | None) -> Tensor:
     if geometry is None:
         return values.mean(-1)
     split = values.unflatten(0, (-1, geometry.groups))  # (n, groups, heads, queries)
-    real = (geometry.places >= 0).to(values)
+    asking = geometry.queries
+    real = (asking.places >= 0).to(values)
     if split.shape[-1] == 1:  # one row of scores for all queries of its group, or a class token
         share = real.sum(1)[:, None, None]
     else:
-        share = torch.cat([real.new_ones(geometry.groups, geometry.prefix), real], 1)[:, None]
+        share = torch.cat([real.new_ones(asking.groups, asking.prefix), real], 1)[:, None]
     return (split * share).sum((1, 3)) / share.expand(-1, 1, split.shape[-1]).sum()
 
 
@@ -38,25 +39,29 @@ def distance(weights: Tensor, geometry: Geometry, image: Grid) -> Tensor:
     """Mean attention distance in pixels, (n, heads): Σ_k A[q, k]·‖p_q − p_k‖ over patch keys, mean over patch queries.
 
     Dosovitskiy et al., arXiv 2010.11929, appendix D.7. Rows without the prefix tokens are divided by their sum. image: rows and
-    columns of the image in pixels. NaN for class attention, whose query has no place. Limit: attention of every position to
-    itself gives 0.
+    columns of the image in pixels; p are the centres of positions, also where keys are pooled to larger ones. NaN for class
+    attention, whose query has no place. Limit: attention of every position to itself gives 0.
     """
     rows = grouped(_rows(weights), geometry)
     if rows.shape[-2] == 1 and geometry.class_token:
         return weights.new_full((rows.shape[0], rows.shape[2]), math.nan)
-    places = geometry.places.to(weights.device)
-    real = (places >= 0).to(weights)
-    columns = geometry.size[1]
-    pixel = weights.new_tensor([image[0] / geometry.size[0], image[1] / columns])
-    at = torch.stack([places // columns, places % columns], -1) * pixel
-    apart = (at[:, :, None] - at[:, None]).pow(2).sum(-1).sqrt()  # (groups, tokens, tokens)
+    asking = geometry.queries
+    real = (asking.places >= 0).to(weights), (geometry.places >= 0).to(weights)
+    apart = (_centres(asking, image, weights)[:, :, None] - _centres(geometry, image, weights)[:, None]).pow(2).sum(-1).sqrt()
     if rows.shape[-2] == 1:
-        kept = rows[..., geometry.prefix :].expand(*rows.shape[:3], places.shape[1], -1)
+        kept = rows[..., geometry.prefix :].expand(*rows.shape[:3], asking.places.shape[1], -1)
     else:
-        kept = rows[..., geometry.prefix :, geometry.prefix :]
-    kept = kept * real[:, None, None]
+        kept = rows[..., asking.prefix :, geometry.prefix :]
+    kept = kept * real[1][:, None, None]
     reach = (kept * apart[:, None]).sum(-1) / kept.sum(-1).clamp_min(1e-12)
-    return (reach * real[:, None]).sum((1, 3)) / real.sum()
+    return (reach * real[0][:, None]).sum((1, 3)) / real[0].sum()
+
+
+def _centres(geometry: Geometry, image: Grid, like: Tensor) -> Tensor:
+    """The middle of every token's position in pixels, (groups, tokens, 2)."""
+    places, (rows, columns) = geometry.places.to(like.device), geometry.size
+    pixel = like.new_tensor([image[0] / rows, image[1] / columns])
+    return (torch.stack([places // columns, places % columns], -1) + 0.5) * pixel
 
 
 def entropy(weights: Tensor, geometry: Geometry | None = None) -> Tensor:
