@@ -57,7 +57,8 @@ def attend(models: Sequence[Model], batch: Batch, params: Attend = Attend()) -> 
             except InputError as reason:
                 words[m, k] = f"not read: {reason}"
     if np.isnan(maps).all():
-        raise InputError(f"no method could read any model: {'; '.join(dict.fromkeys(words.ravel().tolist()))}")
+        reasons = dict.fromkeys(word.removeprefix("not read: ") for word in words.ravel().tolist())
+        raise InputError(f"no method could read any model: {'; '.join(reasons)}")
     data = xr.Dataset(
         {
             "map": (("model", "method", "image", "y", "x"), maps, {"unit": "× mean"}),
