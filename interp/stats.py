@@ -163,8 +163,9 @@ def paired(differences: npt.ArrayLike, *, draws: int = 20000, seed: int = 0) -> 
 
     Intervals are percentiles. p is the larger of two: of the bootstrap of t = mean / standard error, (1 + the draws whose t of
     the centred differences is as far from 0 as the one found)/(draws + 1) (Davison & Hinkley 1997, section 4.4), which allows
-    for skew, and of Student's one-sample t-test, for values that are few and alike. Limits: differences that are all 0 have
-    p = 1, as has a single one; a series without numbers is NaN. Memory does not grow with draws × n.
+    for skew, and of Student's one-sample t-test, for values that are few. A draw of equal values takes the error of all.
+    Limits: differences that are all 0 have p = 1, as has a single one; a series without numbers is NaN. Memory does not grow
+    with draws × n.
     """
     from scipy.special import stdtr  # only here: it takes a tenth of a second to import
 
@@ -173,7 +174,8 @@ def paired(differences: npt.ArrayLike, *, draws: int = 20000, seed: int = 0) -> 
     count = known.sum(0)
     mean = np.where(count > 0, _summed(np.where(known, d, 0.0)) / np.maximum(count, 1), np.nan)
     centred = np.where(known, d - mean, 0.0)
-    t = np.abs(_t(mean, _summed(np.square(centred)) / np.maximum(count, 1), count))
+    error = _error(_summed(np.square(centred)) / np.maximum(count, 1), count)
+    t = np.abs(_over(mean, error))
     rng, found, as_far = np.random.default_rng(seed), [], np.zeros(d.shape[1])
     for start in range(0, draws, 500):
         block = min(500, draws - start)
@@ -181,17 +183,23 @@ def paired(differences: npt.ArrayLike, *, draws: int = 20000, seed: int = 0) -> 
         times = np.bincount(drawn.ravel(), minlength=block * len(d)).reshape(block, len(d)).astype(np.float64)
         seen = times @ known
         off = times @ centred / np.maximum(seen, 1)
+        errors = _error(times @ np.square(centred) / np.maximum(seen, 1) - np.square(off), seen)
         found.append(mean + off)
-        as_far += (np.abs(_t(off, times @ np.square(centred) / np.maximum(seen, 1) - np.square(off), seen)) >= t - 1e-12).sum(0)
+        as_far += (np.abs(_over(off, np.where(errors > 1e-6 * error, errors, error))) >= t - 1e-12).sum(0)
     low, high = np.quantile(np.concatenate(found), [0.025, 0.975], axis=0)
     student = np.where(count > 1, 2 * stdtr(np.maximum(count - 1, 1), -t), 1.0)
     p = np.where(count > 0, np.maximum((1 + as_far) / (draws + 1), student), np.nan)
     return Paired(mean, low, high, p, count)
 
 
-def _t(mean: np.ndarray, variance: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """Means over their standard errors, from population variances; 0 where both are 0 up to rounding, ±∞ where only the error."""
-    mean, error = np.where(np.abs(mean) > 1e-12, mean, 0.0), np.sqrt(np.maximum(variance, 0.0) / np.maximum(n - 1, 1))
+def _error(variance: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """Standard errors of means of n values, from population variances."""
+    return np.sqrt(np.maximum(variance, 0.0) / np.maximum(n - 1, 1))
+
+
+def _over(mean: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """Means over their standard errors; 0 where both are 0 up to rounding, ±∞ where only the error is."""
+    mean = np.where(np.abs(mean) > 1e-12, mean, 0.0)
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(error > 1e-12, mean / error, np.where(mean == 0, 0.0, np.sign(mean) * np.inf))
 

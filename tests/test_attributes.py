@@ -190,9 +190,8 @@ def test_comparison_of_the_families_and_a_twin_is_complete_whatever_the_chunk(
     assert whole.data.attrs["skipped"] == "" and whole.data["centroid_n"].values.tolist() == [8] * 4
     for name in ("example_delta", "example_gradient", "example_added", "spectrum", "classified_by"):
         assert np.allclose(whole.data[name], parts.data[name], atol=1e-4), name
-    assert whole.data["centroid_control"].values[0] == pytest.approx(0.3826, abs=0.02)
-    assert abs(whole.data["edges_control"].values[0]) < 0.1 and abs(whole.data["persistence_control"].values[0]) < 0.05
-    assert abs(whole.data["class_part_control"].values[0]) < 0.02 and abs(whole.data["smoothness_control"].values[0]) < 0.05
+    assert abs(whole.data["class_part_control"].values[0]) < 0.02
+    assert whole.data["edges"].attrs["control"].endswith("random parameters") and whole.data["persistence_control"].values[0] > 0.3
     assert twins(models) == [(0, 3)]
     assert set(whole.table().columns) >= {"model", "measure", "value", "low", "high", "n", "unit", "better"}
     whole.plot()
@@ -211,6 +210,7 @@ def test_groups_run_or_say_why_not(smalls: list[Model], everything: Result) -> N
     assert_complete(everything, dataclasses.replace(SMALL, groups=groups))
     assert "written: " in data.attrs["skipped"]  # the classes have no names, so no attributes
     assert {"picture_read_accuracy", "gradient_mass", "map_pointing", "alignment"} <= set(rows_of(everything))
+
 
 def test_where_takes_the_pictures_with_masks_that_it_is_given(smalls: list[Model], tmp_path: Path) -> None:
     def found(batch: Batch, **sizes: object) -> xr.Dataset:
@@ -343,3 +343,20 @@ def test_parameters_that_make_no_sense_are_refused() -> None:
     for groups in ((), ("perturbation", "perturbation"), ("beauty",)):
         with pytest.raises(InputError, match=f"expected some of {', '.join(GROUPS)}"):
             Compare(groups=groups)
+
+
+def test_models_side_by_side_say_what_they_say_one_after_another(smalls: list[Model]) -> None:
+    params = dataclasses.replace(
+        SMALL, groups=("perturbation", "appearance", "alignment", "pictures", "distances"), sweep=(0.05,), swept=6
+    )
+    found, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(compare(smalls, pictures(), params).data)
+    finally:
+        torch.set_num_threads(before)
+    for name in found[0].data_vars:
+        if found[0][name].dtype.kind == "f":
+            for other in found[1:]:
+                assert np.allclose(found[0][name], other[name], atol=1e-5, equal_nan=True), name

@@ -5,16 +5,20 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy import stats
+from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from interp.attributes.concepts import LAST, Sensitivity, concept_vector, log_odds, middle, tcav
-from interp.data.concepts import concepts
+from interp.attributes.concepts import DEFAULT, LAST, Sensitivity, concept_vector, log_odds, logistic, middle, tcav
+from interp.attributes.groups import Sizes, named_concepts
+from interp.data.concepts import concepts, photographs
 from interp.models.model import Model
 from interp.types import Batch, Card, InputError, Preprocess
 
@@ -53,20 +57,25 @@ def wrap(net: nn.Module, classes: int) -> Model:
 
 
 @pytest.fixture(scope="module")
-def photographs() -> tuple[Tensor, Tensor]:
+def noisy() -> tuple[Tensor, Tensor]:
     """Colour noise stands in for images: any that are neither concept nor random pictures of the test."""
     return concepts("random", 30, 32, 99).images, torch.arange(30) % 3
+
+
+@pytest.fixture(scope="module")
+def batch(noisy: tuple[Tensor, Tensor]) -> Batch:
+    return Batch(*noisy)
 
 
 def passed(found: Sensitivity, name: str) -> np.ndarray:
     return np.isfinite(found.score[found.names.index(name)])
 
 
-def test_a_model_that_reads_colour_depends_on_colours_and_on_no_texture(photographs: tuple[Tensor, Tensor]) -> None:
-    (found,) = tcav(wrap(ReadsColour(), 3), *photographs, names=PLAIN, layers=[LAST])
+def test_a_model_that_reads_colour_depends_on_colours_and_on_no_texture(noisy: tuple[Tensor, Tensor]) -> None:
+    (found,) = tcav(wrap(ReadsColour(), 3), *noisy, names=PLAIN, layers=[LAST])
     for k, colour in enumerate(PLAIN[:3]):
         assert found.score[k, k] == pytest.approx(1)
-        assert found.sensitivity[:, k][photographs[1] == k].mean() > 0.5
+        assert found.sensitivity[:, k][noisy[1] == k].mean() > 0.5
         assert (found.accuracy[k] > 0.95).all(), colour
     for texture in (*PLAIN[3:], "random"):
         assert not passed(found, texture).any(), texture
@@ -75,12 +84,111 @@ def test_a_model_that_reads_colour_depends_on_colours_and_on_no_texture(photogra
     assert found.significant[1] == 0
 
 
-def test_a_model_that_reads_contrast_depends_on_textures(photographs: tuple[Tensor, Tensor]) -> None:
-    x, labels = photographs
-    (found,) = tcav(wrap(ReadsStripes(), 2), x, labels % 2, names=PLAIN, layers=[LAST])
+def test_a_model_that_reads_contrast_depends_on_textures(noisy: tuple[Tensor, Tensor]) -> None:
+    x, labels = noisy
+    (found,) = tcav(wrap(ReadsStripes(), 2), x, labels % 2, names=PLAIN, layers=[LAST], pictures=10)
     for texture in PLAIN[3:]:
         assert found.score[found.names.index(texture)].tolist() == [1, 0]
     assert not passed(found, "random").any()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs stand-ins of 40 pixels: 60 reddish, 60 bluish and 55 of any hue, and 3 that are too few."""
+    root, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    for name, n, tint in (("any", 55, (0, 0, 0)), ("blue", 60, (0, 0, 90)), ("few", 3, (0, 0, 0)), ("red", 60, (90, 0, 0))):
+        (root / name).mkdir()
+        for k in range(n):
+            pixels = rng.integers(0, 120, (40, 40, 3)) + rng.integers(0, 40, 3) + np.array(tint)
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / name / f"{k:02}.png")
+    return root
+
+
+def test_photographs_are_the_classes_that_have_enough(folder: Path) -> None:
+    preprocess = Preprocess(32, 32)
+    found = photographs(f"folder:{folder}", preprocess=preprocess, least=50, most=58, seed=0)
+    assert found.classes == ("any", "blue", "red")
+    assert found.labels.bincount().tolist() == [55, 58, 58]
+    assert found.images.shape == (171, 3, 32, 32)
+    assert len(set(found.ids)) == 171
+    assert all(name.split("/")[0] == found.classes[k] for name, k in zip(found.ids, found.labels.tolist(), strict=True))
+    again, other = (photographs(f"folder:{folder}", preprocess=preprocess, least=50, most=20, seed=s) for s in (0, 1))
+    assert again.ids != other.ids
+    with pytest.raises(InputError, match=r"0 classes of folder:.* have 61 images, of \[3, 55, 60, 60\] in all"):
+        photographs(f"folder:{folder}", preprocess=preprocess, least=61, most=70, seed=0)
+
+
+def test_classes_of_photographs_are_concepts_told_from_the_others(folder: Path, batch: Batch) -> None:
+    photos = photographs(f"folder:{folder}", preprocess=Preprocess(32, 32), least=50, most=70, seed=0)
+    (found,) = tcav(wrap(ReadsColour(), 3), batch.images, batch.labels, photos=photos, layers=[LAST])
+    assert found.names == ("any", "blue", "red", "random")
+    assert (found.accuracy[1:3].mean(1) > 0.95).all()
+    assert abs(found.accuracy[3].mean() - 0.5) < 0.1
+    assert found.score[2, 0] == pytest.approx(1)  # red photographs, class red
+    assert found.score[1, 2] == pytest.approx(1)
+    assert not passed(found, "random").any()
+    with pytest.raises(InputError, match="concept 0 has 20 photographs beside 40; expected 50 of each at least"):
+        few = photographs(f"folder:{folder}", preprocess=Preprocess(32, 32), least=50, most=20, seed=0)
+        tcav(wrap(ReadsColour(), 3), batch.images, batch.labels, photos=few, layers=[LAST])
+
+
+def test_photographs_join_the_drawn_concepts_in_the_table(folder: Path, batch: Batch) -> None:
+    models = [wrap(ReadsColour(), 3)] * 2
+    drawn, both = (
+        named_concepts(models, batch, batch.labels, Sizes(tested=12, concepts=source), 64) for source in ("", f"folder:{folder}")
+    )
+    names = both[1]["concept"][1]  # type: ignore[index]
+    assert names == [*DEFAULT, "any (photo)", "blue (photo)", "red (photo)"]
+    assert len(DEFAULT) >= 24
+    for few, many in zip(drawn[0], both[0], strict=True):
+        assert few.control is not None and many.control is not None
+        assert few.values.shape == few.control.shape and many.values.shape == many.control.shape
+        assert few.unit == many.unit
+        if few.unit == "concept":
+            assert many.values.shape == (2, len(names))
+            assert np.array_equal(few.values, many.values[:, : len(DEFAULT)], equal_nan=True)
+            assert len(set(few.control[0])) == 1 and len(set(many.control[0, len(DEFAULT) :])) == 1
+    score = dict(zip(("dims", "values"), both[1]["concept_score"], strict=True))  # type: ignore[call-overload]
+    assert score["dims"] == ("model", "concept", "tested_class")
+    assert score["values"].shape == (2, len(names), 3)
+    assert not [name for name in both[1] if name.startswith("why_")]
+
+
+def test_a_model_that_sees_nothing_says_why(batch: Batch) -> None:
+    class Blind(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(0 * x.mean((2, 3)))
+
+    columns, extras = named_concepts([wrap(Blind(), 3)], batch, batch.labels, Sizes(tested=6), 64)
+    assert np.isnan(columns[0].values).all()
+    dims, reasons = extras["why_concept_sensitivity"]  # type: ignore[misc]
+    assert dims == "model"
+    assert reasons[0].startswith("layer '' gives the same for all pictures of red, orange")
+
+
+def test_a_concept_counts_once_by_the_share_of_classes_that_depend_on_it(noisy: tuple[Tensor, Tensor]) -> None:
+    (found,) = tcav(wrap(ReadsColour(), 3), *noisy, names=PLAIN, layers=[LAST])
+    assert found.depending.shape == (len(PLAIN) + 1,)
+    assert found.depending[:-1].mean() == pytest.approx(found.significant[0])
+    assert found.depending[0] == np.isfinite(found.score[0]).mean() > 0
+    assert found.depending[-1] == found.significant[1]
+
+
+@pytest.mark.parametrize("d", [3, 19, 200])
+def test_the_regression_is_scikit_learns(d: int) -> None:
+    rng = np.random.default_rng(d)
+    for shift in (0, 3):
+        x = rng.normal(size=(20, d)) * rng.exponential(size=(20, 1)) + shift * np.repeat([1, 0], 10)[:, None]
+        x = (x - x.mean(0)) / np.sqrt(np.square(x - x.mean(0)).sum(1).mean())
+        side = np.repeat([1.0, -1.0], 10)
+        weights, offset = logistic(x, side)
+        theirs = LogisticRegression(C=1, tol=1e-10, max_iter=10000).fit(x, side)
+        assert weights == pytest.approx(theirs.coef_[0], abs=1e-6)
+        assert offset == pytest.approx(theirs.intercept_[0], abs=1e-6)
 
 
 def test_random_sets_rarely_pass(tiny: Callable[..., Model], samples: Batch) -> None:

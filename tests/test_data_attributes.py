@@ -1,11 +1,13 @@
-"""Tables of attributes: complete, consistent, and telling all classes apart."""
+"""Tables of attributes: complete, consistent, and telling all classes apart; and a user's own, by name."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import torch
 
-from interp.data.attributes import attributes, tables
+from interp.data.attributes import BREEDS, KINDS, SAME, attributes, tables
 from interp.data.labels import CIFAR10
 from interp.types import InputError
 
@@ -23,7 +25,8 @@ def test_every_attribute_splits_the_classes_and_no_two_alike(name: str) -> None:
     classes = tuple(table["classes"])
     for having in table["attributes"].values():
         assert set(having) <= set(classes) and len(set(having)) == len(having)
-    names, has = attributes(classes)
+    names, has, known = attributes(classes)
+    assert known.all() and known.shape == has.shape
     assert has.dtype == torch.bool and has.shape == (len(names), len(classes)) and len(set(names)) == len(names) >= 15
     assert has.any(1).all() and not has.all(1).any()
     assert len({tuple(row) for row in torch.cat((has, ~has)).tolist()}) == 2 * len(names)  # nor the contrary of another
@@ -37,7 +40,7 @@ def test_no_class_of_a_table_is_in_another(name: str) -> None:
 
 
 def test_known_answers() -> None:
-    names, has = attributes(CIFAR10)
+    names, has, _ = attributes(CIFAR10)
 
     def owners(attribute: str) -> set[str]:
         return {c for c, yes in zip(CIFAR10, has[names.index(attribute)].tolist(), strict=True) if yes}
@@ -50,9 +53,9 @@ def test_known_answers() -> None:
 
 
 def test_columns_follow_the_classes_asked_for() -> None:
-    names, has = attributes(CIFAR10)
+    names, has, _ = attributes(CIFAR10)
     order = [9, 3, 3, 0]
-    some, part = attributes(tuple(CIFAR10[i] for i in order))
+    some, part, _ = attributes(tuple(CIFAR10[i] for i in order))
     assert some == names and torch.equal(part, has[:, order])
 
 
@@ -60,3 +63,74 @@ def test_columns_follow_the_classes_asked_for() -> None:
 def test_classes_without_a_table_are_refused_with_those_there_are(classes: tuple[str, ...]) -> None:
     with pytest.raises(InputError, match=r"expected classes of one of: cifar10 \(airplane, .*; imagenette \(tench"):
         attributes(classes)
+
+
+ANIMALS = {
+    "antelope": "0110", "grizzly+bear": "1010", "german+shepherd": "1101", "dalmatian": "1011", "persian+cat": "1100",
+    "siamese+cat": "1001", "deer": "0111",
+}  # fmt: skip
+PREDICATES = ("furry", "stripes", "spots", "domestic")
+
+
+@pytest.fixture
+def animals(tmp_path: Path) -> Path:
+    """A folder in the form of Animals with Attributes 2, of made-up rows."""
+    for name, of in (("classes.txt", ANIMALS), ("predicates.txt", PREDICATES)):
+        (tmp_path / name).write_text("".join(f"{k:6}\t{word} \n" for k, word in enumerate(of, 1)))
+    (tmp_path / "predicate-matrix-binary.txt").write_text("\n".join(" ".join(row) for row in ANIMALS.values()) + "\n")
+    return tmp_path
+
+
+def rows(classes: tuple[str, ...], source: Path) -> list[str]:
+    """Of each class its row, ? where it is left open."""
+    _, has, known = attributes(classes, source=str(source))
+    return [
+        "".join("?10"[2 - int(h) if k else 0] for h, k in zip(*pair, strict=True)) for pair in zip(has.T, known.T, strict=True)
+    ]
+
+
+def test_a_folder_of_animals_is_read_by_name(animals: Path) -> None:
+    assert attributes(("Deer", "antelope"), source=str(animals)).names == PREDICATES
+    asked = ("Deer", "german_shepherd", "Grizzly Bear", "frog")
+    assert rows(asked, animals) == ["0111", "1101", "1010", "????"]
+
+
+def test_a_kind_has_what_all_of_its_breeds_have_and_is_open_where_they_differ(animals: Path) -> None:
+    assert rows(("cat", "dog", "Pug", "Siamese", "airplane", "bear"), animals) == ["1?0?", "1??1", "1??1", "1001", "????", "1010"]
+    assert rows(CIFAR10, animals) == [*["????"] * 3, "1?0?", "0111", "1??1", *["????"] * 4]
+
+
+def test_kinds_and_breeds_are_plain_names_of_one_kind() -> None:
+    named = [*BREEDS["cat"], *BREEDS["dog"], *KINDS, *SAME, *(name for of in KINDS.values() for name in of)]
+    assert all(name == name.lower() and not set("_+-") & set(name) for name in named)
+    assert not set(BREEDS["cat"]) & set(BREEDS["dog"]) and set(BREEDS) <= set(KINDS)
+
+
+def test_a_file_of_ones_own_is_read_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text('classes = ["Fire_truck", "cat", "dog"]\n[attributes]\nred = ["Fire_truck"]\nalive = ["cat", "dog"]\n')
+    assert rows(("dog", "fire truck", "ship", "Egyptian Mau"), path) == ["01", "10", "??", "01"]
+    for text, match in (
+        ("classes = [", "is no TOML"),
+        ("classes = ['cat']", "has classes; expected"),
+        ("classes = ['cat']\n[attributes]\nred = 'cat'", "expected `classes`"),
+        ("classes = ['cat']\n[attributes]\nred = ['dog']", "gives attributes to dog"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=match):
+            attributes(("cat", "dog"), source=str(path))
+
+
+def test_tables_that_do_not_fit_are_refused(animals: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"says something of deer of the classes .*; attributes written .* antelope, grizzly bear"
+    ):
+        attributes(("deer", "ship"), source=str(animals))
+    (animals / "predicate-matrix-binary.txt").write_text("0 1 0\n1 2 0\n")
+    with pytest.raises(InputError, match="has 2 rows of 3 values; expected 7 rows, one per class, of 4 values 0 or 1"):
+        attributes(CIFAR10, source=str(animals))
+    (animals / "predicates.txt").unlink()
+    with pytest.raises(InputError, match=r"lacks predicates\.txt; expected"):
+        attributes(CIFAR10, source=str(animals))
+    with pytest.raises(InputError, match="there is no table of attributes"):
+        attributes(CIFAR10, source=str(animals / "none.toml"))

@@ -20,6 +20,7 @@ from interp.attributes.discovery import (
     spatial,
     strongest,
 )
+from interp.attributes.groups import Sizes, found_concepts
 from interp.models.model import Model
 from interp.models.randomise import fully_randomised
 from interp.types import Batch, Card, InputError, Preprocess
@@ -58,32 +59,81 @@ def marks() -> tuple[Model, Tensor, np.ndarray]:
     return Model(Marks(), Card(id="marks", arch="none", num_classes=3, preprocess=Preprocess(16, 16))), x, where
 
 
+PLACES = np.arange(400) // 4
+
+
 @pytest.mark.parametrize("k", [1, 3, 7])
 def test_k_planted_parts_need_k_concepts(k: int) -> None:
-    needed, least, tried = concepts_needed(planted(k), share=0.999, most=12)
-    assert needed == k
-    assert least <= k
-    assert max(tried.values()) <= 1 + 1e-9
+    found = concepts_needed(planted(k), PLACES, share=0.999)
+    assert (found.low, found.k, found.high) == (k, k, k)
+    assert found.least <= k
+    assert max(found.tried.values()) <= 1 + 1e-9
+    assert found.why == ""
+
+
+@pytest.mark.parametrize("share", [0.9, 0.99])
+def test_all_features_are_enough_whatever_the_share(share: float) -> None:
+    """As many parts as channels: each channel is one."""
+    matrix = np.random.default_rng(0).exponential(size=(400, 30))
+    found = concepts_needed(matrix, PLACES, share=share)
+    assert found.least <= found.low <= found.k <= found.high <= 30
+    assert list(found.tried.values()) == sorted(found.tried.values())
+
+
+def test_growing_does_about_as_well_as_scikit_learn() -> None:
+    """With as many parts as growing needs for 90 %, a factorisation of scikit-learn's explains hardly more."""
+    from sklearn.decomposition import NMF
+
+    rng = np.random.default_rng(0)
+    matrix = (rng.normal(size=(400, 64)) @ rng.normal(size=(64, 64))).clip(0)
+    found = concepts_needed(matrix, PLACES, share=0.9)
+    k = int(found.k)
+    theirs = NMF(k, init="nndsvda", random_state=0, max_iter=300, tol=1e-4).fit(matrix).reconstruction_err_ ** 2
+    assert 1 - theirs / np.square(matrix - matrix.mean(0)).sum() < 0.9 + 0.02
+    assert found.k < 64
 
 
 def test_shuffled_channels_need_more_concepts_than_planted_ones() -> None:
     matrix = planted(4)
     shuffled = np.random.default_rng(1).permuted(matrix, axis=0)
-    assert concepts_needed(matrix, share=0.9, most=16)[0] <= 4
-    assert concepts_needed(shuffled, share=0.9, most=16)[0] > 8
+    assert concepts_needed(matrix, PLACES, most=16).k <= 4
+    assert concepts_needed(shuffled, PLACES, most=16).k > 8
+
+
+def test_the_interval_grows_with_how_much_images_differ() -> None:
+    """Every tenth image is ten times as strong, so that few images decide."""
+    parts = planted(40, places=400, each=2)
+    same = concepts_needed(parts, PLACES, share=0.9)
+    uneven = parts * np.where(PLACES % 10 == 0, 10, 1)[:, None]
+    found = concepts_needed(uneven, PLACES, share=0.9)
+    assert found.high - found.low > same.high - same.low > 0
+    assert found.low <= found.k <= found.high
+
+
+def test_crossings_lie_on_the_line_between_and_are_rounded_up() -> None:
+    from interp.attributes.discovery import _crossings
+
+    explained = np.array([[0.5, 0.7, 0.95], [0.9, 0.95, 0.99], [0.1, 0.2, 0.3], [0.8, 0.9, 0.95]])
+    assert _crossings(np.array([10, 20, 40]), explained, 0.9).tolist() == [36, 10, np.inf, 20]
 
 
 def test_a_search_that_ends_below_the_share_says_so() -> None:
-    needed, least, tried = concepts_needed(planted(8), share=0.999, most=4)
-    assert np.isnan(needed)
-    assert least > 4
-    assert tried == {}  # singular vectors alone rule it out
+    found = concepts_needed(planted(8), PLACES, share=0.999, most=4)
+    assert np.isnan([found.k, found.low, found.high]).all()
+    assert found.least > 4
+    assert found.tried == {}  # singular vectors alone rule it out
+    assert found.why == f"more than 4 concepts: at least {found.least}, by singular vectors"
+    noise = np.random.default_rng(0).exponential(size=(400, 30))
+    least = concepts_needed(noise, PLACES).least
+    found = concepts_needed(noise, PLACES, most=least)
+    assert np.isnan(found.k)
+    assert found.why == f"more than {least} concepts, which explain {found.tried[least]:.0%}"
 
 
 def test_planted_colours_are_found_where_they_are(marks: tuple[Model, Tensor, np.ndarray]) -> None:
     model, x, where = marks
-    found = discover(model, x, layer="twice", k=3, share=0.99, most=6, top=4)
-    assert found.needed == 3
+    found = discover(model, x, layer="twice", k=3, share=0.99, top=4)
+    assert found.needed.k == 3
     assert found.explained == pytest.approx(np.ones(30), abs=1e-3)
     colours = found.parts.argmax(1) % 3
     assert sorted(colours) == [0, 1, 2]
@@ -99,8 +149,7 @@ def test_planted_colours_are_found_where_they_are(marks: tuple[Model, Tensor, np
 def test_shuffled_features_and_few_concepts_explain_less(marks: tuple[Model, Tensor, np.ndarray]) -> None:
     model, x, _ = marks
     plain, two, shuffled = (
-        discover(model, x, layer="twice", k=k, most=6, shuffled=s).explained.mean()
-        for k, s in ((3, False), (2, False), (3, True))
+        discover(model, x, layer="twice", k=k, shuffled=s).explained.mean() for k, s in ((3, False), (2, False), (3, True))
     )
     assert plain > two + 0.1
     assert plain > shuffled + 0.1
@@ -109,7 +158,7 @@ def test_shuffled_features_and_few_concepts_explain_less(marks: tuple[Model, Ten
 @pytest.mark.parametrize("family", ["xcit", "mobilevit", "resnet"])
 def test_every_family_gives_places_also_with_random_parameters(family: str, tiny: Callable[..., Model], samples: Batch) -> None:
     model = tiny(family)
-    found = [discover(m, samples.images, k=3, most=8, rows=200) for m in (model, fully_randomised(model))]
+    found = [discover(m, samples.images, k=3, rows=200) for m in (model, fully_randomised(model))]
     for f in found:
         assert f.activations.shape[0] == len(samples)
         assert f.by_image.shape == (len(samples), 3)
@@ -175,23 +224,34 @@ def test_best_matches_find_a_permuted_concept() -> None:
 
 def test_images_in_another_order_share_nothing(marks: tuple[Model, Tensor, np.ndarray]) -> None:
     model, x, _ = marks
-    found = [discover(model, x, layer="twice", k=3, most=6)] * 2
+    found = [discover(model, x, layer="twice", k=3)] * 2
     cka, match = shared(found, seed=1)
     assert np.abs(cka).max() < 0.3
     assert match.max() < 0.7
+
+
+def test_the_table_gets_the_number_of_concepts_with_its_interval(tiny: Callable[..., Model], samples: Batch) -> None:
+    models = [tiny("resnet"), fully_randomised(tiny("resnet"))]
+    columns, extras = found_concepts(models, samples, samples.labels, Sizes(factorised=20), 64)
+    assert [c.values.shape for c in columns] == [(2, 20)]
+    for name in ("concepts_needed", "concepts_needed_shuffled"):
+        k, low, high = (np.asarray(extras[f"{name}{end}"][1]) for end in ("", "_low", "_high"))  # type: ignore[index]
+        reasons = extras.get(f"why_{name}", ("model", ["", ""]))[1]  # type: ignore[index]
+        assert [np.isnan(v) for v in k] == [bool(reason) for reason in reasons]
+        assert all(a <= b <= c for a, b, c in zip(low, k, high, strict=True) if np.isfinite(b))
 
 
 def test_wrong_input_is_named(marks: tuple[Model, Tensor, np.ndarray]) -> None:
     model, x, _ = marks
     with pytest.raises(InputError, match="no places"):
         discover(model, x, layer="head")
-    with pytest.raises(InputError, match="1 ≤ k ≤ most"):
-        discover(model, x, layer="twice", k=7, most=6)
+    with pytest.raises(InputError, match="k is 7; expected 1 to 6, the places or the features of layer twice"):
+        discover(model, x, layer="twice", k=7)
     with pytest.raises(InputError, match="same features at all places"):
-        discover(model, torch.zeros(4, 3, 16, 16), layer="twice", k=1, most=2)
+        discover(model, torch.zeros(4, 3, 16, 16), layer="twice", k=1)
     with pytest.raises(InputError, match="4 at least"):
         linear_cka(np.ones((3, 2)), np.ones((3, 2)))
     with pytest.raises(InputError, match="expected the same"):
         best_matches(np.ones((3, 2)), np.ones((4, 2)))
     with pytest.raises(InputError, match="pixels a side"):
-        crops(x, discover(model, x, layer="twice", k=2, most=6), size=17)
+        crops(x, discover(model, x, layer="twice", k=2), size=17)

@@ -11,6 +11,7 @@ import xarray as xr
 from torch import Tensor, nn
 
 from interp.attacks.pgd import PGD
+from interp.attributes import appearance, edges
 from interp.attributes.compare import Compare, compare
 from interp.models.model import Model
 from interp.models.randomise import fully_randomised
@@ -169,7 +170,18 @@ def test_the_perturbation_of_a_model_of_colour_has_the_lowest_centroid() -> None
     data = compare(models, world(24), dataclasses.replace(drawn, groups=("appearance",))).data
     assert data["centroid"].attrs["best"] == "colour" and of(data, "centroid", "colour") < 0.1
     assert of(data, "centroid", "planted", "random 0").min() > 0.3
-    assert of(data, "persistence", "colour") > 0.95 and of(data, "persistence_above", "colour")
+    assert of(data, "persistence", "colour") > 0.95 and of(data, "centroid_above", "colour")
+    assert not of(data, "persistence_above", "planted", "colour").any()  # linear networks with random parameters have it too
+
+
+def test_a_random_network_looks_like_others_of_its_architecture() -> None:
+    models = [ignorant(seed) for seed in range(11, 14)]
+    for model in models:
+        model.card = card(model.card.id, "convolutions")
+    data = compare(models, world(32), dataclasses.replace(PLAIN, groups=("appearance",))).data
+    directed = [m.name for m in (*appearance.MEASURES, *edges.MEASURES) if m.better != "none"]
+    above = np.array([of(data, f"{name}_above", *[m.card.id for m in models]) for name in directed])
+    assert len(directed) == 7 and above.mean() < 0.25, dict(zip(directed, above.tolist(), strict=True))
 
 
 @pytest.mark.parametrize(("at", "name", "other"), [(0, "corner", "centre"), (6, "centre", "corner")])

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from interp.data.concepts import COLOURS, CONCEPTS, PATTERNS, concepts, polygon
+from interp.data.concepts import COLOURS, CONCEPTS, PATTERNS, STRIPES, concepts, polygon
 from interp.data.conflicts import CLASSES16, IMAGENET16, Conflict, cue_conflict_folder, sixteen
 from interp.data.outlines import SHAPES, inside
 from interp.data.patterns import DRAWS, TEXTURES, pattern
@@ -293,9 +293,23 @@ def test_concepts_are_all_there_and_named() -> None:
         batch = concepts(name, 3, 32, 0)
         assert batch.classes == (name,) and batch.labels.tolist() == [0, 0, 0] and batch.images.shape == (3, 3, 32, 32)
         assert (batch.masks is not None) == (name in SHAPES)
-    assert {t for group in PATTERNS.values() for t in group} == set(TEXTURES) and len(set(CONCEPTS)) == len(CONCEPTS) == 25
+    assert {t for group in PATTERNS.values() for t in group} == set(TEXTURES) and len(set(CONCEPTS)) == len(CONCEPTS) == 30
     with pytest.raises(InputError, match="no concept 'wings'; expected random or one of red, "):
         concepts("wings", 1, 32, 0)
+
+
+@pytest.mark.parametrize("name", STRIPES)
+def test_stripes_are_as_wide_as_they_are_called_and_lie_in_all_directions(name: str) -> None:
+    """The strongest wave of each picture: its frequency in periods a picture, and its direction."""
+    low, high = STRIPES[name]
+    images = concepts(name, 40, 96, 0).images
+    tones = (images == images[..., :1, :1]).all(1).float()
+    power = torch.fft.fftn(tones - tones.mean((1, 2), keepdim=True), s=(384, 384), dim=(1, 2)).abs()[:, :, :192]
+    at = power.flatten(1).argmax(1)
+    y, x = (at // 192 + 192) % 384 - 192, at % 192
+    periods = x.double().hypot(y.double()) / 4
+    assert low - 0.5 < periods.min() < periods.max() < high + 0.5
+    assert torch.histc(torch.atan2(y.double(), x.double()), 4).min() >= 4
 
 
 def test_arcs_and_polygons_differ_in_their_strokes_alone() -> None:

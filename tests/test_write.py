@@ -12,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from interp.attributes.write import FATES, Probes, balanced, fit, flips, moved, written
+from interp.attributes.write import FATES, Probes, balanced, fit, flips, moved, why, written
+from interp.data.attributes import Table
 from interp.models.model import Model
 from interp.types import Card, InputError, Preprocess
 
 NAMES = ("top left", "top right", "bottom left")
 HAS = torch.tensor([[1, 0, 1, 0], [0, 1, 1, 0], [0, 0, 1, 1]], dtype=torch.bool)
+TABLE = Table(NAMES, HAS, torch.ones_like(HAS))
 LIFT = 0.2
 
 
@@ -46,12 +48,13 @@ def judge() -> Model:
 
 @pytest.fixture(scope="module")
 def probes(data: tuple[Tensor, Tensor], judge: Model) -> Probes:
-    return fit(judge, *data, (NAMES, HAS), seed=0)
+    return fit(judge, *data, TABLE, seed=0)
 
 
 def test_planted_attributes_are_read_without_error(probes: Probes) -> None:
     assert [at.mean for at in probes.accuracy] == [1.0] * 3
     assert probes.left_out == ()
+    assert probes.why == ""
     truth = probes.has[:, probes.labels].T
     gaps = [(probes.logits[truth[:, a], a].mean() - probes.logits[~truth[:, a], a].mean()).item() for a in range(3)]
     assert gaps == pytest.approx([1, 1, 1])
@@ -101,10 +104,10 @@ def test_no_image_is_read_by_a_probe_that_saw_it(data: tuple[Tensor, Tensor], ju
     """With random labels, a probe that saw its images would read them better than by chance."""
     x = data[0]
     labels = torch.randint(4, (200,), generator=torch.Generator().manual_seed(3))
-    held_out = fit(judge, x, labels, (NAMES, HAS))
+    held_out = fit(judge, x, labels, TABLE)
     assert held_out.left_out == NAMES
     assert np.mean([at.mean for at in held_out.accuracy]) < 0.56
-    fitted = fit(judge, x, labels, (NAMES, HAS), threshold=0.0)
+    fitted = fit(judge, x, labels, TABLE, threshold=0.0)
     seen = fitted.logits.clone()
     features = torch.nn.functional.avg_pool2d(x, 4).flatten(1).double()
     for k in range(5):
@@ -119,7 +122,7 @@ def test_what_cannot_be_read_is_left_out_and_named(data: tuple[Tensor, Tensor], 
     blind = x.clone()
     blind[:, :, 4:, :4] = 0.5
     has = torch.cat([HAS[:2], ~(HAS[:1] ^ HAS[1:2])])  # the third is the equality of the others: not linear
-    probes = fit(judge, blind, labels, (NAMES, has))
+    probes = fit(judge, blind, labels, Table(NAMES, has, torch.ones_like(has)))
     assert probes.left_out == ("bottom left",)
     assert not probes.accuracy[2].low > 0.6
     found = moved([probes], blind, (labels + 1) % 4)
@@ -137,8 +140,11 @@ def test_a_judge_that_sees_nothing_leaves_all_out(data: tuple[Tensor, Tensor], j
             return self.head(x[:, :, -1, -1])
 
     corner = Model(Corner(), dataclasses.replace(judge.card, id="corner"))
-    found = fit(corner, *data, (NAMES, HAS))
+    found = fit(corner, *data, TABLE)
     assert found.left_out == NAMES
+    assert why([], data[1]) == "there is no other model to read the pictures"
+    assert found.why.startswith("corner reads none of 3 attributes: lower ends of balanced accuracies reach 0.")
+    assert why([found], data[1]) == found.why
     result = moved([found], data[0], (data[1] + 1) % 4)
     assert np.isnan(result.written).all()
 
@@ -190,12 +196,53 @@ def test_balanced_accuracy_of_a_constant_and_of_a_missing_class() -> None:
     assert few.low < many.low
 
 
+def test_classes_and_attributes_left_open_take_no_part(data: tuple[Tensor, Tensor], judge: Model, probes: Probes) -> None:
+    """Class 3 has no row, and whether class 2 has the first patch is open: what is known of the others is read as before."""
+    x, labels = data
+    known = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0]], dtype=torch.bool)
+    garbage = HAS.clone()
+    garbage[~known] ^= True
+    goals = (labels + 1) % 4
+    pictures = (x + patches(HAS[:, goals].T) - patches(HAS[:, labels].T)).clamp(0, 1)
+    one, other = (fit(judge, x, labels, Table(NAMES, has, known)) for has in (HAS, garbage))
+    assert one.left_out == ()
+    found, same = (moved([p], pictures, goals) for p in (one, other))
+    for a, b in zip(dataclasses.astuple(found)[1:], dataclasses.astuple(same)[1:], strict=True):
+        assert np.array_equal(a, b, equal_nan=True)  # what a table says where it knows nothing is never looked at
+    outside = (labels == 3) | (goals == 3)
+    for values in (found.written, found.recall, found.shuffled):
+        assert np.isnan(values[outside]).all()
+        assert np.isfinite(values[~outside]).all()
+    assert np.isnan(found.change[labels == 1, 0]).all()
+    assert np.isfinite(found.change[labels == 1, 1:]).all()
+    assert why([one], goals) == ""
+    toward_open = torch.full((200,), 3)
+    assert why([one], toward_open).startswith("the table of attributes lacks a class of each of the 200 pictures")
+    assert np.isnan(moved([one], pictures, toward_open).written).all()
+    assert found.written[~outside].mean() == pytest.approx(1, abs=0.1)
+    assert found.written[~outside].mean() == pytest.approx(moved([probes], pictures, goals).written[~outside].mean(), abs=0.1)
+
+
+def test_the_control_draws_third_classes_that_have_rows(data: tuple[Tensor, Tensor], probes: Probes) -> None:
+    from interp.attributes.write import _third
+
+    labels, goals = probes.labels, (probes.labels + 1) % 4
+    drawn = _third(probes, torch.arange(200), goals, 0)
+    assert not ((drawn == labels) | (drawn == goals)).any()
+    assert len({*zip(labels.tolist(), drawn.tolist(), strict=True)}) == 8  # both that are left, for each class
+    three = dataclasses.replace(probes, known=torch.tensor([[1, 1, 0, 1]] * 3, dtype=torch.bool))
+    drawn = _third(three, torch.arange(200), goals, 0)
+    both = (labels != 2) & (goals != 2)
+    assert {*zip(labels[both].tolist(), drawn[both].tolist(), strict=True)} == {(0, 3), (3, 1)}
+    assert torch.equal(drawn[~both], labels[~both])
+
+
 def test_wrong_input_is_named(data: tuple[Tensor, Tensor], judge: Model, probes: Probes) -> None:
     x, labels = data
     with pytest.raises(InputError, match="columns of the table"):
-        fit(judge, x, labels + 2, (NAMES, HAS))
+        fit(judge, x, labels + 2, TABLE)
     with pytest.raises(InputError, match="folds"):
-        fit(judge, x, labels, (NAMES, HAS), folds=1)
+        fit(judge, x, labels, TABLE, folds=1)
     with pytest.raises(InputError, match="give rows"):
         moved([probes], x[:5], labels[:5])
     with pytest.raises(InputError, match="rows reach"):

@@ -6,8 +6,10 @@
     sign agreement    Σ A·|v| / Σ |v| over an attack's gradients, A = |Σ_t sign v_t| / T
     smoothness        cosine of the gradient at x with that at x + N(0, σ²) (after SmoothGrad, arXiv 1706.03825)
 
-The control is the same kernel on noise of v's shape. Normal noise scores: total variation √3·E(m = ⅔) = 2.19, E the elliptic
-integral; anisotropy a root mean square of √(2 / chw), 0.026 at 3 × 32 × 32; Hoyer, for three channels, 0.083·√d / (√d − 1); sign
+The control is the same kernel on gradients of networks of the same architecture with random parameters (`gather`): noise is too
+mild, since such networks are steady along an attack and smooth around an image, as much as trained ones or more. Normal noise of
+v's shape scores: total variation √3·E(m = ⅔) = 2.19, E the elliptic integral; anisotropy a root mean square of √(2 / chw), 0.026
+at 3 × 32 × 32; Hoyer, for three channels, 0.083·√d / (√d − 1); sign
 agreement C(T, T/2) / 2^T for even T, 0.176 for 20; smoothness 0. No measure here says what a map shows: a grating is smoother and
 a single pixel sparser than any object. Total variation is per pixel: compare maps of one resolution.
 """

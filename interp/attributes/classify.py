@@ -8,12 +8,12 @@ label, seen in its negative, is the label that was taken away.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from interp.models.chunks import in_chunks
+from interp.models.each import each
 from interp.result import Measure
 from interp.types import Images, Labels
 
@@ -69,14 +69,15 @@ def as_image(delta: Tensor, eps: float) -> Images:
     return ((delta + eps) / (2 * eps)).clamp(0, 1)
 
 
-@torch.no_grad()
 def choices(judges: Sequence[nn.Module], x: Images, *, chunk: int = 64) -> Labels:
     """The class (judges, n) that each judge finds likeliest in each image, on the processor."""
 
-    def first(judge: nn.Module, rows: slice) -> Labels:
-        return judge(x[rows].to(next(judge.parameters()).device)).argmax(1).cpu()
+    @torch.no_grad()  # of this thread: judges read side by side
+    def read(judge: nn.Module) -> Labels:
+        device = next(judge.parameters()).device
+        return torch.cat([part for _, part in in_chunks(lambda rows: judge(x[rows].to(device)).argmax(1).cpu(), len(x), chunk)])
 
-    return torch.stack([torch.cat([part for _, part in in_chunks(partial(first, judge), len(x), chunk)]) for judge in judges])
+    return torch.stack(each(read, judges))
 
 
 def read_as(judge: nn.Module, x: Images, targets: Labels, *, chunk: int = 64) -> Tensor:

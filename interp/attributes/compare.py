@@ -24,6 +24,7 @@ from interp.result import Measure, Result
 from interp.types import Batch, InputError, Labels
 
 NOISE = "noise in place of the model's δ and gradients"
+RANDOM = "networks of its architecture with random parameters"
 PER_IMAGE: Mapping[str, tuple[Measure, ...]] = {
     "perturbation": classify.MEASURES,
     "appearance": (*appearance.MEASURES, *edges.MEASURES),
@@ -74,16 +75,21 @@ def compare(models: Sequence[Model], batch: Batch, params: Compare = Compare()) 
     started = time.perf_counter()
     _check(models, batch)
     goals = goals_of(batch.labels, models[0].card.num_classes)
-    plan = Plan(params.attack, params.away, params.groups, params.examples, params.chunk)
+    sizes = params.sizes
+    plan = Plan(params.attack, params.away, params.groups, params.examples, params.chunk, sizes.randomised, sizes.attributes)
     within = [name for name in params.groups if name in PER_IMAGE]
     seen = gather(models, batch, goals, plan) if within else Seen()
     columns = {
-        name: [Column(m, seen.values[m.name], seen.control[m.name], NOISE) for m in PER_IMAGE[name] if m.name in seen.values]
+        name: [
+            Column(m, seen.values[m.name], seen.control[m.name], RANDOM if name == "appearance" else NOISE)
+            for m in PER_IMAGE[name]
+            if m.name in seen.values
+        ]
         for name in within
     }
     for name in (n for n in params.groups if n in OWN):
         try:
-            columns[name], extras = OWN[name](models, batch, goals, params.sizes, params.chunk)
+            columns[name], extras = OWN[name](models, batch, goals, sizes, params.chunk)
             seen.extras |= extras
         except InputError as reason:
             seen.why[name] = str(reason)

@@ -7,9 +7,13 @@ part stand side by side, 2c features. The share explained is
 
     1 − ‖A − U·V‖² / ‖A − mean over places of A‖²
 
-and the number of concepts is the least k that explains a given share, by bisection. No k explains more than the first k
-singular vectors do, which bounds the search from below. Limits: the share is taken to rise with k, which a factorisation that
-stops after so many rounds need not do, and at a share of 0.9 some layers need more parts than it finds; parts are judged on the
+and the number of concepts is the least k that explains a given share. No k explains more than the first k singular vectors do:
+there the search begins. Then parts are added a tenth at a time, each where most is unexplained, and all are solved anew from
+where they were, a few rounds of hierarchical alternating least squares (Cichocki & Phan 2009). Factorisations that begin anew at
+each k stop far below: of a shipped ResNet's features 126 parts explain 84 % after 100 rounds from singular vectors, 129 grown
+ones 88 %. The interval is a bootstrap over images, of what the grown factorisations leave of each.
+
+Limits: a grown factorisation need not be the best with its k, so that the number is one that suffices; parts are judged on the
 places they are learnt from, drawn from all images; numbers depend on how many channels and places a layer has, so compare models
 of one architecture. Controls: a network with random parameters (`interp.models.randomise.fully_randomised`), and
 features of which every channel was shuffled over places (`shuffled`), which leaves no part that several channels share.
@@ -23,6 +27,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,8 +45,8 @@ from interp.types import Images, InputError
 MEASURES = (
     Measure(
         "concepts_needed",
-        "concepts for 80 % of features",
-        "least k of a non-negative factorisation that explains 80 % of the features' variance over places",
+        "concepts for 90 % of features",
+        "least k of a non-negative factorisation that explains 90 % of the features' variance over places",
         "after CRAFT, arXiv 2211.10154, section 3.1",
         "concepts",
         "none",
@@ -56,27 +61,43 @@ MEASURES = (
     ),
 )
 
+MOST = 256
+"""Where the search for the number of concepts ends."""
+
 _ROUNDS = 100  # of the solver; its own rule ends at many parts long before it has converged, so all are taken
+_GROWN, _STEP, _DRAWS = 10, 0.1, 1000  # rounds after each step of the search, its length, draws of the bootstrap
+
+
+@dataclass(frozen=True, eq=False)
+class Needed:
+    """How many concepts a share takes: k with its 95 % interval, NaN where the search did not reach it, high ∞ where it may not.
+
+    least: what k cannot be below, by singular vectors. tried: k → share explained. why: what NaN means, in words, else ''.
+    """
+
+    k: float
+    low: float
+    high: float
+    least: int
+    tried: dict[int, float]
+    why: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class Discovery:
     """Concepts of one layer of one model.
 
-    layer: its path. needed: number of concepts for the share asked for, NaN where `most` do not do; least: what it cannot be
-    below. parts (k, features): unit rows. activations (images, rows, columns, k): how much of each part lies at a place.
-    explained (images,): share of each image's features that the k parts explain. tried: k → share explained, what the search saw.
-    top (k, m, 3): image, row and column where each concept is strongest, one place per image, strongest first. features (images,
-    places × channels): what was factorised.
+    layer: its path. needed: number of concepts for the share asked for. parts (k, features): unit rows. activations (images,
+    rows, columns, k): how much of each part lies at a place. explained (images,): share of each image's features that the k parts
+    explain. top (k, m, 3): image, row and column where each concept is strongest, one place per image, strongest first. features
+    (images, places × channels): what was factorised.
     """
 
     layer: str
-    needed: float
-    least: int
+    needed: Needed
     parts: np.ndarray
     activations: np.ndarray
     explained: np.ndarray
-    tried: dict[int, float]
     top: np.ndarray
     features: np.ndarray
 
@@ -92,8 +113,8 @@ def discover(
     *,
     layer: str | None = None,
     k: int = 10,
-    share: float = 0.8,
-    most: int = 96,
+    share: float = 0.9,
+    most: int | None = None,
     top: int = 9,
     rows: int = 1500,
     shuffled: bool = False,
@@ -103,9 +124,9 @@ def discover(
     """Factorise what a layer gives for images (n, 3, h, w).
 
     layer: path inside `model.net`; None, the family's last spatial layer (see attention/layout.py). k: concepts that are
-    returned. most: where the search for `needed` ends. rows: places, drawn by the seed, that parts are learnt from. shuffled: the
-    control. Raises InputError for a layer without places, features that are the same at all places, and k or most beyond what
-    there is.
+    returned. most: where the search for `needed` ends; None, at MOST, or where there are fewer places or features. rows: places,
+    drawn by the seed, that parts are learnt from. shuffled: the control. Raises InputError for a layer without places, features
+    that are the same at all places, and k beyond what there is.
     """
     layer = layout_of(model).gradcam if layer is None else layer
     features = spatial(model, images, layer, chunk)
@@ -113,12 +134,13 @@ def discover(
         features = _shuffled(features, seed)
     n, height, width, _ = features.shape
     matrix = parted(features.reshape(n * height * width, -1))
-    if not 1 <= k <= most <= min(matrix.shape):
-        raise InputError(f"k is {k} and most {most}; expected 1 ≤ k ≤ most ≤ {min(matrix.shape)}, the places or the features")
-    sample = matrix[_draw(len(matrix), rows, seed)]
+    drawn = _draw(len(matrix), rows, seed)
+    sample = matrix[drawn]
+    if not 1 <= k <= min(sample.shape):
+        raise InputError(f"k is {k}; expected 1 to {min(sample.shape)}, the places or the features of layer {layer}")
     if not sample.std(0).any():
         raise InputError(f"layer {layer} gives the same features at all places of all images; choose another")
-    needed, least, tried = concepts_needed(sample, share=share, most=most, seed=seed)
+    needed = concepts_needed(sample, drawn // (height * width), share=share, most=most, seed=seed)
     found = _factorised(sample, k, seed)
     parts = found.components_ / np.maximum(np.linalg.norm(found.components_, axis=1, keepdims=True), 1e-12)
     found.components_ = parts.astype(matrix.dtype)
@@ -129,38 +151,101 @@ def discover(
         explained = 1 - (residual**2).sum(1, dtype=np.float64) / (spread**2).sum(1, dtype=np.float64)
     activations = amounts.reshape(n, height, width, k)
     return Discovery(
-        layer, needed, least, parts, activations, explained, tried, strongest(activations, min(top, n)), features.reshape(n, -1)
+        layer, needed, parts, activations, explained, strongest(activations, min(top, n)), features.reshape(n, -1)
     )  # fmt: skip
 
 
 def concepts_needed(
-    matrix: np.ndarray, *, share: float = 0.8, most: int = 96, seed: int = 0
-) -> tuple[float, int, dict[int, float]]:
-    """The least k ≤ most whose factorisation of a matrix ≥ 0 (places, features) explains a share, NaN if none does.
+    matrix: np.ndarray, image: np.ndarray, *, share: float = 0.9, most: int | None = None, seed: int = 0
+) -> Needed:
+    """The least k whose grown factorisation of a matrix ≥ 0 (places, features) explains a share, and its bootstrap interval.
 
-    Beside it the number of singular vectors that explain it, which k cannot be below, and all k tried with their shares. From
-    that number k is doubled until it does, then bisected to within 5 %, below 20 exactly. Limit: k for products of k planted
-    parts that fewer cannot make up, at a share near 1.
+    image (places,): which image each place is from. most: as for `discover`. The number lies on the line between the last k
+    that does not explain the share and the first that does, rounded up. The parts are the same in all draws of images: the
+    interval leaves out what others would be learnt from other images. Limit: k for products of k planted parts that fewer
+    cannot make up, at a share near 1.
     """
-    total = float(np.square(matrix - matrix.mean(0), dtype=np.float64).sum())
+    most = min(MOST, *matrix.shape) if most is None else min(most, *matrix.shape)
+    spread = np.square(matrix - matrix.mean(0), dtype=np.float64).sum(1)
     energy = np.linalg.eigvalsh(matrix.T.astype(np.float64) @ matrix)[::-1].clip(0)
-    left = (energy.sum() - energy.cumsum()) / total  # beyond each number of singular vectors
+    left = (energy.sum() - energy.cumsum()) / spread.sum()  # beyond each number of singular vectors
     least = 1 + int((left > 1 - share + 1e-6).sum())
+    if least > most:
+        return Needed(
+            math.nan, math.nan, math.nan, least, {}, f"more than {most} concepts: at least {least}, by singular vectors"
+        )
+    times = _times(image, seed)
+    totals = times @ spread
     tried: dict[int, float] = {}
+    curves: list[np.ndarray] = []
+    for k, residual in _grow(matrix, least, most):
+        explained = 1 - times @ residual / totals
+        tried[k] = float(explained[0])
+        curves.append(explained)
+        if tried[k] >= share and np.quantile(explained, 0.025) >= share:
+            break
+    found = _crossings(np.array(list(tried)), np.stack(curves, 1), share)
+    if np.isinf(found[0]):
+        return Needed(math.nan, math.nan, math.nan, least, tried, f"more than {most} concepts, which explain {tried[k]:.0%}")
+    low, high = np.quantile(found[1:], [0.025, 0.975], method="inverted_cdf")
+    return Needed(float(found[0]), float(min(low, found[0])), float(max(high, found[0])), least, tried)
 
-    def enough(k: int) -> bool:
-        tried[k] = 1 - float(_factorised(matrix, k, seed).reconstruction_err_) ** 2 / total
-        return tried[k] >= share
 
-    below, k = least - 1, least
-    while k > most or not enough(k):
-        if k >= most:
-            return math.nan, least, tried
-        below, k = k, min(2 * k, most)
-    while k - below > max(1, k // 20):
-        middle = (below + k) // 2
-        below, k = (below, middle) if enough(middle) else (middle, k)
-    return float(k), least, tried
+def _times(image: np.ndarray, seed: int) -> np.ndarray:
+    """How often each place (1 + draws, places) counts: once, then as often as its image was drawn."""
+    _, of = np.unique(image, return_inverse=True)
+    n = int(of.max()) + 1
+    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=_DRAWS)
+    return np.concatenate([np.ones((1, n)), drawn])[:, of]
+
+
+def _crossings(tried: np.ndarray, explained: np.ndarray, share: float) -> np.ndarray:
+    """Where each row of shares (rows, tried) first reaches one, on the line from the k before, rounded up; ∞ where nowhere."""
+    enough = explained >= share
+    at = enough.argmax(1)
+    rows, before = np.arange(len(explained)), np.maximum(at - 1, 0)
+    one, other = explained[rows, before], explained[rows, at]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        part = np.where(at > 0, (share - one) / (other - one), 1.0)
+    k = np.ceil(tried[before] + part * (tried[at] - tried[before]) - 1e-9)
+    return np.where(enough.any(1), k, np.inf)
+
+
+def _grow(matrix: np.ndarray, first: int, most: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Factorisations with ever more parts: their number, and of each place the squared residual (places,)."""
+    amounts, parts = (np.zeros((0, size), matrix.dtype) for size in matrix.shape)
+    k = first
+    while True:
+        residual = matrix - amounts.T @ parts
+        added = [_part(residual) for _ in range(k - len(parts))]
+        amounts, parts = (np.stack([*old, *new]) for old, new in zip((amounts, parts), zip(*added, strict=True), strict=True))
+        for _ in range(_GROWN):
+            _solve(amounts, parts @ matrix.T, parts @ parts.T)
+            _solve(parts, amounts @ matrix, amounts @ amounts.T)
+        yield k, np.square(matrix - amounts.T @ parts, dtype=np.float64).sum(1)
+        if k == most:
+            return
+        k = min(most, k + max(1, int(_STEP * k)))
+
+
+def _part(residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Amounts (places,) and a unit part (features,) for what is most missing at one place; it is taken from the residual."""
+    part = residual[np.square(residual.clip(0)).sum(1).argmax()].clip(0)
+    for _ in range(2):
+        part = part / max(float(np.linalg.norm(part)), 1e-12)
+        amounts = (residual @ part).clip(0)
+        part = (amounts @ residual).clip(0)
+    part = part / max(float(np.linalg.norm(part)), 1e-12)
+    residual -= np.outer(amounts, part)
+    return amounts, part
+
+
+def _solve(rows: np.ndarray, products: np.ndarray, gram: np.ndarray) -> None:
+    """One round over the rows (k, n) of one factor, in place: each the best ≥ 0 beside the others."""
+    for j in range(len(rows)):
+        if gram[j, j] > 0:
+            rows[j] += (products[j] - gram[j] @ rows) / gram[j, j]
+            np.maximum(rows[j], 0, out=rows[j])
 
 
 def parted(features: np.ndarray) -> np.ndarray:

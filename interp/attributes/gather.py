@@ -6,8 +6,9 @@ Images are taken piece by piece, so that memory holds one number per measure, mo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,27 +21,36 @@ from interp.attacks.pgd import PGD
 from interp.attacks.search import attack
 from interp.attributes import aligned, appearance, classify, edges, write
 from interp.attributes.classify import among, another, as_image, choices
-from interp.attributes.evidence import Evidence, at_eps, evidence, noise
+from interp.attributes.evidence import Evidence, at_eps, evidence, noise, together
 from interp.data.attributes import attributes
 from interp.gradients.spectrum import centroid, radial
-from interp.models.model import Model, judges_of
+from interp.models.each import at_once, each
+from interp.models.model import Model, judges_of, model_coords
+from interp.models.randomise import fully_randomised
 from interp.result import with_interval
 from interp.stats import Running, bootstrap
 from interp.types import Batch, Images, InputError, Labels, pixels
 
 BLUR = 2.0  # width of the blurred control, in pixels of a 32-pixel image
 PICTURES = ("delta", "gradient", "added")
+UNLEARNT = 4  # networks with random parameters, of each architecture
+_LOOKS = (*appearance.MEASURES, *edges.MEASURES)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """toward, away: the attacks. groups: which measures are asked for. examples: images of which pictures are kept."""
+    """toward, away: the attacks. groups: which measures are asked for. examples: images of which pictures are kept.
+
+    randomised: images that networks with random parameters see. attributes: the source of what classes have.
+    """
 
     toward: PGD
     away: PGD
     groups: tuple[str, ...]
     examples: int
     chunk: int
+    randomised: int
+    attributes: str = ""
 
 
 @dataclass(eq=False)
@@ -64,8 +74,7 @@ def gather(models: Sequence[Model], batch: Batch, goals: Labels, plan: Plan) -> 
     with tqdm(total=len(models) * len(batch), desc="attributes", leave=False) as bar:
         for first in range(0, len(batch), plan.chunk):
             piece = _piece(models, batch, goals, known, first, plan)
-            for m, model in enumerate(models):
-                e = evidence(model, piece.x, piece.y, piece.goal, toward=plan.toward, away=plan.away, first=first)
+            for m, e in _made(models, piece, first, plan):
                 for kind, of in _of_model(models, m, piece, e, probes, plan).items():
                     for name, v in of.items():
                         found.setdefault((kind, name), [[] for _ in models])[m].append(np.asarray(v, np.float64))
@@ -76,10 +85,14 @@ def gather(models: Sequence[Model], batch: Batch, goals: Labels, plan: Plan) -> 
                 bar.update(len(piece.x))
     joined = {key: np.stack([np.concatenate(v) for v in rows]) for key, rows in found.items() if all(rows)}
     seen.values, seen.control = ({n: v for (kind, n), v in joined.items() if kind == k} for k in ("value", "control"))
+    if "appearance" in plan.groups:
+        seen.control |= _unlearnt(models, batch, goals, plan, seen.values)
     checks_of = {name: joined["check", name] for name in classify.CONTROLS}
     seen.extras |= _matrices(joined, models) | _checks(checks_of, len(models)) | _spectra(spectra, len(models))
     seen.extras |= _examples(batch.images[: plan.examples], [[torch.cat(of) for of in zip(*p, strict=True)] for p in pictures])
     if probes:
+        reasons = [write.why([probes[j] for j in judges_of(models, m)], goals) for m in range(len(models))]
+        seen.extras |= {"why_written": ("model", reasons)} if any(reasons) else {}
         seen.extras |= _fates(joined.get(("change", "all")), probes[0], batch, goals)
     return seen
 
@@ -109,12 +122,25 @@ def _piece(models: Sequence[Model], batch: Batch, goals: Labels, known: aligned.
     at = slice(first, first + plan.chunk)
     x, y, goal = batch.images[at], batch.labels[at], goals[at]
     nothing = noise(x, toward=plan.toward, away=plan.away, first=first)
-    right = choices(models, x) == y
-    empty = _hits(models, None, x, y, goal, nothing, right, plan)
-    blur = (choices(models, blurred(x, BLUR * x.shape[-1] / 32)) == goal).float()
+    everyone = range(len(models))
+    read, blur = _read(models, everyone, (x, blurred(x, BLUR * x.shape[-1] / 32)))
+    right = read == y
+    empty = _hits(models, None, x, y, goal, nothing, right, plan, by=everyone)
+    blur = (blur == goal).float()
     other = another(goal, y, models[0].card.num_classes)
     moves = {name: aligned.directions(x, to, known) for name, to in (("goal", goal), ("other", other))}
     return _Piece(list(range(first, first + len(x))), x, y, goal, nothing, right, empty, blur, moves)
+
+
+def _made(models: Sequence[Model], piece: _Piece, first: int, plan: Plan) -> Iterator[tuple[int, Evidence]]:
+    """Every model's evidence of a piece: of as many in memory as run side by side."""
+
+    def run(model: Model) -> Evidence:
+        return evidence(model, piece.x, piece.y, piece.goal, toward=plan.toward, away=plan.away, first=first)
+
+    width = at_once(models)
+    for start in range(0, len(models), width):
+        yield from enumerate(each(run, models[start : start + width]), start)
 
 
 def _of_model(
@@ -122,7 +148,7 @@ def _of_model(
 ) -> dict[str, dict[str, Any]]:
     """By kind (value, control, check, by, change) and name what is found of one model in some images, (n,) or (n, …)."""
     x, goal, judges = piece.x, piece.goal, judges_of(models, m)
-    hits = _hits(models, m, x, piece.y, goal, e, piece.right, plan)
+    hits = _hits(models, m, x, piece.y, goal, e, piece.right, plan, by=range(len(models)))
     read, unread = among(hits, judges), among(piece.empty, judges)
     checks = among({"noise": piece.empty["classified"], "blurred image": piece.blur}, judges) | read
     kinds: dict[str, dict[str, Any]] = {
@@ -150,8 +176,8 @@ def _probes(models: Sequence[Model], batch: Batch, plan: Plan, seen: Seen) -> li
     if "written" not in plan.groups:
         return []
     try:
-        table = attributes(batch.classes or models[0].card.labels)
-        return [write.fit(model, batch.images, batch.labels, table, chunk=plan.chunk) for model in models]
+        table = attributes(batch.classes or models[0].card.labels, source=plan.attributes)
+        return each(lambda model: write.fit(model, batch.images, batch.labels, table, chunk=plan.chunk), models, desc="probes")
     except InputError as reason:
         seen.why["written"] = str(reason)
         return []
@@ -163,23 +189,48 @@ def _wrote(moved: write.Moved) -> dict[str, np.ndarray]:
 
 
 def _hits(
-    models: Sequence[Model], m: int | None, x: Images, y: Labels, goal: Labels, e: Evidence, right: Tensor, plan: Plan
+    models: Sequence[Model],
+    m: int | None,
+    x: Images,
+    y: Labels,
+    goal: Labels,
+    e: Evidence,
+    right: Tensor,
+    plan: Plan,
+    *,
+    by: Sequence[int],
 ) -> dict[str, Tensor]:
-    """What every judge (judges, n) reads in the perturbations of model m, or of noise: 1 a hit, 0 none, NaN undefined."""
-    classes = models[0].card.num_classes
-    shown = choices(models, as_image(e.toward, plan.toward.eps))
-    after = choices(models, (x + e.away).clamp(0, 1))
-    new = another(y, y, classes) if m is None else after[m]  # noise turns no image into another class: the next in order
-    became = (choices(models, as_image(e.away, plan.away.eps)) == new).float()
-    return {
-        "classified": (shown == goal).float(),
-        "another target": (shown == another(goal, y, classes)).float(),
-        "sign flipped": (choices(models, as_image(-e.toward, plan.toward.eps)) == goal).float(),
-        "transferred": (choices(models, (x + e.toward).clamp(0, 1)) == goal).float(),
-        "became": torch.where(new != y, became, torch.nan),
-        "removed": (choices(models, as_image(-e.away, plan.away.eps)) == y).float(),
-        "fooled": torch.where(right, (after != y).float(), torch.nan),
+    """What judges (judges, n) read in the perturbations of model m, or of noise: 1 a hit, 0 none, NaN undefined or not asked.
+
+    by: who reads δ and x + δ toward the goal; the rest is read by those who may judge m.
+    """
+    classes, judges = models[0].card.num_classes, judges_of(models, m)
+    new = another(y, y, classes) if e.reads is None else e.reads  # noise turns no image into another class: the next in order
+    shown, moved = _read(models, by, (as_image(e.toward, plan.toward.eps), x + e.toward))
+    rest = (as_image(-e.toward, plan.toward.eps), x + e.away, as_image(e.away, plan.away.eps), as_image(-e.away, plan.away.eps))
+    flipped, after, became, removed = _read(models, judges, rest)
+    hits = {
+        "classified": (shown, shown == goal),
+        "another target": (shown, shown == another(goal, y, classes)),
+        "sign flipped": (flipped, flipped == goal),
+        "transferred": (moved, moved == goal),
+        "became": (became.where(new != y, _UNREAD), became == new),
+        "removed": (removed, removed == y),
+        "fooled": (after.where(right, _UNREAD), after != y),
     }
+    return {name: torch.where(read == _UNREAD, torch.nan, hit.float()) for name, (read, hit) in hits.items()}
+
+
+_UNREAD = -1
+
+
+def _read(models: Sequence[Model], by: Sequence[int], pictures: Sequence[Images]) -> tuple[Labels, ...]:
+    """For each of some batches of n pictures the classes (models, n) that those models read in it, −1 for all others."""
+    found = torch.full((len(models), len(pictures), len(pictures[0])), _UNREAD)
+    if by:
+        shown = torch.cat([p.clamp(0, 1) for p in pictures])
+        found[list(by)] = choices([models[j] for j in by], shown).view(len(by), len(pictures), -1)
+    return found.unbind(1)
 
 
 def _looks(e: Evidence, x: Images) -> dict[str, Tensor]:
@@ -192,6 +243,35 @@ def _looks(e: Evidence, x: Images) -> dict[str, Tensor]:
         "smoothness": appearance.smoothness(e.pull, e.nearby),
         "edges": edges.alignment(added, x),
     }
+
+
+def _unlearnt(
+    models: Sequence[Model], batch: Batch, goals: Labels, plan: Plan, values: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """How the evidence of networks of each architecture with random parameters looks, (model, image), NaN but for some images.
+
+    Of several such networks each measure takes the one that is hardest to tell from a model: the best by its mean, or where no
+    direction is better the nearest to the model's.
+    """
+    few, found = batch[: plan.randomised], [np.full((len(models), len(batch)), np.nan) for _ in _LOOKS]
+    aims = goals[: plan.randomised]
+    drawn: dict[str, np.ndarray] = {}  # architecture → (measure, network, image)
+    for m, (model, group) in enumerate(zip(models, model_coords(models)["group"][1], strict=True)):
+        if group not in drawn:
+            nets = [fully_randomised(model, seed=seed) for seed in range(UNLEARNT)]
+            drawn[group] = np.stack(each(partial(_looks_of, batch=few, goals=aims, plan=plan), nets, desc="random networks"), 1)
+        for measure, block, of in zip(_LOOKS, found, drawn[group], strict=True):
+            means, own = (np.ma.masked_invalid(v).mean(-1) for v in (of, values[measure.name][m]))
+            worth = -abs(means - own) if measure.better == "none" else means * (-1 if measure.better == "lower" else 1)
+            block[m, : len(few)] = of[worth.argmax()]
+    return {measure.name: block for measure, block in zip(_LOOKS, found, strict=True)}
+
+
+def _looks_of(model: Model, batch: Batch, goals: Labels, plan: Plan) -> np.ndarray:
+    """(measure, image)"""
+    e = evidence(model, batch.images, batch.labels, goals, toward=plan.toward, away=plan.away, first=0)
+    looks = _looks(e, batch.images)
+    return np.stack([np.asarray(looks[measure.name], np.float64) for measure in _LOOKS])
 
 
 def _points(e: Evidence, moves: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
@@ -262,19 +342,22 @@ def sweep(models: Sequence[Model], batch: Batch, goals: Labels, sizes: Sequence[
     """The measures of perturbations as ε grows, with half the plan's steps: sweep_NAME (model, eps) with intervals."""
     toward, away = (dataclasses.replace(a, steps=max(1, a.steps // 2), step_size=None) for a in (plan.toward, plan.away))
     x, y = batch.images, batch.labels
-    right, nothing = choices(models, x) == y, torch.zeros(0)
-    spans: dict[str, list[object]] = {m.name: [] for m in classify.MEASURES}
-    for m, model in enumerate(tqdm(models, desc="ε", leave=False)):
-        for eps in sizes:
-            moved, left = (attack(model, x, to, at_eps(a, eps)).x.cpu() - x for to, a in ((goals, toward), (y, away)))
-            e = Evidence(moved, left, Running(), nothing, nothing, nothing)
-            at = dataclasses.replace(plan, toward=at_eps(toward, eps), away=at_eps(away, eps))
-            for name, v in among(_hits(models, m, x, y, goals, e, right, at), judges_of(models, m)).items():
-                if name in spans:
-                    spans[name].append(bootstrap(v.numpy()))
+    right, spans = choices(models, x) == y, np.empty((len(classify.MEASURES), len(models), len(sizes), 3))
+    for k, eps in enumerate(tqdm(sizes, desc="ε", leave=False)):
+        at = dataclasses.replace(plan, toward=at_eps(toward, eps), away=at_eps(away, eps))
+        for m, e in enumerate(each(partial(_moved, x=x, y=y, goals=goals, plan=at), models)):
+            judges = judges_of(models, m)
+            read = among(_hits(models, m, x, y, goals, e, right, at, by=judges), judges)
+            spans[:, m, k] = [bootstrap(read[measure.name].numpy()) for measure in classify.MEASURES]
     out: dict[str, object] = {"eps": ("eps", list(sizes))}
-    for name, of in spans.items():
-        block = np.array(of).reshape(len(models), len(sizes), 3)
+    for measure, block in zip(classify.MEASURES, spans, strict=True):
         ends = zip(("", "_low", "_high"), np.moveaxis(block, 2, 0), strict=True)
-        out |= {f"sweep_{name}{end}": (("model", "eps"), values, {"n": len(batch)}) for end, values in ends}
+        out |= {f"sweep_{measure.name}{end}": (("model", "eps"), values, {"n": len(batch)}) for end, values in ends}
     return out
+
+
+def _moved(model: Model, x: Images, y: Labels, goals: Labels, plan: Plan) -> Evidence:
+    """Perturbations alone, without gradients."""
+    chunk, nothing = together(x, plan.chunk), torch.zeros(0)
+    moved, left = (attack(model, x, to, a, chunk=chunk) for to, a in ((goals, plan.toward), (y, plan.away)))
+    return Evidence(moved.x.cpu() - x, left.x.cpu() - x, Running(), nothing, nothing, nothing, left.logits.argmax(1).cpu())

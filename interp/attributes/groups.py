@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from interp.attacks.pgd import PGD
@@ -16,10 +20,13 @@ from interp.attacks.starts import uniform
 from interp.attention.maps import enlarge
 from interp.attention.readings import read
 from interp.attributes import aligned, concepts, discovery, localise, shape
+from interp.attributes.evidence import together
 from interp.attributes.table import Column
+from interp.data.concepts import photographs
 from interp.data.conflicts import cue_conflict_folder
 from interp.data.source import images
 from interp.data.synthetic import shapes
+from interp.models.each import each
 from interp.models.model import Model, judges_of
 from interp.models.randomise import fully_randomised
 from interp.result import Measure
@@ -31,7 +38,11 @@ class Sizes:
     """shaped, tested, factorised, measured: the first so many images for shape and texture, concepts, discovery, distances.
     seeds: pictures drawn per class; synthesis: the attack that draws them, from noise. cues: a folder of cue conflicts named
     shapeN-textureM.png, of classes that the models have. masked: a source of images with masks for `where`, of any classes, of
-    which the first `located` are taken, or as many drawn shapes.
+    which the first `located` are taken, or as many drawn shapes. concepts: a source of labelled images whose classes are
+    concepts beside the drawn ones, of textures for example. attributes: what classes have, a file or a folder as
+    `interp.data.attributes` reads it; '', the bundled tables. randomised: images on which networks with random parameters show
+    how gradients look that nothing was learnt for. stamp: names, sizes and times of the files behind these, so that a saved
+    result is not taken for one of other files.
     """
 
     shaped: int = 200
@@ -43,6 +54,16 @@ class Sizes:
     cues: str = ""
     masked: str = ""
     located: int = 200
+    concepts: str = ""
+    attributes: str = ""
+    randomised: int = 32
+    stamp: str = field(default="", init=False)
+
+    def __post_init__(self) -> None:
+        roots = [Path(s.rpartition(":")[2]) for s in (self.cues, self.masked, self.concepts, self.attributes) if s]
+        files = [p for root in roots for p in (root, *sorted(root.rglob("*"))) if p.is_file()]
+        stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
+        object.__setattr__(self, "stamp", hashlib.sha256(repr(stats).encode()).hexdigest()[:16] if stats else "")
 
 
 Found = tuple[list[Column], dict[str, object]]
@@ -57,16 +78,16 @@ def shape_or_texture(models: Sequence[Model], batch: Batch, _goals: Labels, size
     """What is left of the right answers when shape or texture is taken away, and which a read-out follows in drawn conflicts."""
     rows, few = _named(shape.MEASURES, "shape_"), batch[: sizes.shaped]
     cutoffs, chance = shape.ladder(few.images.shape[-1]), 1 / models[0].card.num_classes
-    kept, nothing, drawn, halves, curves = [], [], [], [], []
-    for model in tqdm(models, desc="shape", leave=False):
-        decided = shape.decisions(model, few, chunk=chunk)
+    kept, nothing, halves, curves = [], [], [], []
+    found = each(lambda m: (shape.decisions(m, few, chunk=chunk), shape.drawn_cues(m, chunk=chunk)), models, desc="shape")
+    drawn = [cues for _, cues in found]
+    for decided, _ in found:
         rights = shape.right(decided, few.labels)
         kept.append(shape.kept(rights))
         nothing.append(shape.kept(shape.control(decided, few.labels)))
         halves.append(shape.cutoff(rights, cutoffs, chance=chance)[0])
         curves.append([np.pad(shape.curve(rights, band), ((len(cutoffs) - len(shape.curve(rights, band)), 0), (0, 0)),
                               constant_values=np.nan) for band in ("low", "high")])  # fmt: skip
-        drawn.append(shape.drawn_cues(model, chunk=chunk))
     against = "the label of another image"
     columns = [
         Column(rows[name], np.stack([k[name] for k in kept]), np.stack([k[name] for k in nothing]), against, "shaped")
@@ -78,7 +99,7 @@ def shape_or_texture(models: Sequence[Model], batch: Batch, _goals: Labels, size
         columns.append(Column(rows[name], values, np.full_like(values, at), f"chance, {at:g}", "stimulus"))
     if sizes.cues:
         conflict = cue_conflict_folder(sizes.cues, preprocess=models[0].card.preprocess)
-        values = np.stack([shape.cue_conflict(model, conflict, chunk=chunk)["shape_bias"] for model in models])
+        values = np.stack(each(lambda m: shape.cue_conflict(m, conflict, chunk=chunk)["shape_bias"], models))
         columns.append(Column(rows["shape_bias"], values, np.full_like(values, 0.5), "chance, 0.5", "conflict"))
     block, ends = np.array(curves), ("", "_low", "_high")  # (model, band, cutoff, 3)
     extras: dict[str, object] = {
@@ -89,33 +110,58 @@ def shape_or_texture(models: Sequence[Model], batch: Batch, _goals: Labels, size
 
 
 def named_concepts(models: Sequence[Model], batch: Batch, _goals: Labels, sizes: Sizes, chunk: int) -> Found:
-    """TCAV at the last layer: how far classes depend on drawn concepts, beside a random one."""
+    """TCAV at the last layer: how far classes depend on drawn concepts and classes of photographs, beside random pictures."""
     rows, few = _named(concepts.MEASURES, "concept_"), batch[: sizes.tested]
-    found = [
-        concepts.tcav(model, few.images, few.labels, layers=(concepts.LAST,), chunk=chunk)[0]
-        for model in tqdm(models, desc="concepts", leave=False)
-    ]
-    values, random = (np.stack([f.values[name] for f in found]) for name in ("sensitivity", "control"))
-    passed = np.stack([np.where(np.isfinite(f.p[:-1]), np.isfinite(f.score[:-1]), np.nan).ravel() for f in found])
-    at_random = np.stack([np.full(passed.shape[1], f.significant[1]) for f in found])
-    accuracy = np.stack([f.accuracy.mean(1) for f in found])
-    apart, blind = accuracy[:, :-1], np.repeat(accuracy[:, -1:], accuracy.shape[1] - 1, 1)
-    columns = [
-        Column(rows["sensitivity"], values, random, "a random concept", "tested"),
-        Column(rows["significant"], passed, at_random, "a random concept", "pair"),
-        Column(rows["told_apart"], apart, blind, "a random concept", "concept"),
-    ]
-    names = [model.card.label(k) for model in models[:1] for k in range(found[0].score.shape[1])]
-    extras: dict[str, object] = {
-        "concept_score": (("model", "concept", "tested_class"), np.stack([f.score[:-1] for f in found])),
-        "concept": ("concept", list(found[0].names[:-1])),
-        "tested_class": ("tested_class", names),
+    sets: list[Batch | None] = [None, *_photographs(models[0], sizes.concepts)]
+    found = each(
+        lambda m: [concepts.tcav(m, few.images, few.labels, photos=p, layers=(concepts.LAST,), chunk=chunk)[0] for p in sets],
+        models,
+        desc="concepts",
+    )
+    strength, blind = _beside(found, lambda f: np.abs(f.sensitivity))
+    kinds = {"sensitivity": (strength.mean(2), blind.mean(2), "tested")} | {
+        name: (*_beside(found, of), "concept")
+        for name, of in (("significant", lambda f: f.depending), ("told_apart", lambda f: f.accuracy.mean(1)))
     }
-    return columns, extras
+    columns = [Column(rows[name], own, other, "random pictures", unit) for name, (own, other, unit) in kinds.items()]
+    first = [(f.names[:-1], p is not None) for f, p in zip(found[0], sets, strict=True)]
+    extras: dict[str, object] = {
+        "concept_score": (
+            ("model", "concept", "tested_class"),
+            np.stack([np.concatenate([f.score[:-1] for f in of]) for of in found]),
+        ),
+        "concept": ("concept", [f"{name} (photo)" if photo else name for names, photo in first for name in names]),
+        "tested_class": ("tested_class", [models[0].card.label(k) for k in range(found[0][0].score.shape[1])]),
+    }
+    return columns, extras | _why(rows["sensitivity"].name, [of[0].why for of in found])
+
+
+def _photographs(model: Model, source: str) -> list[Batch]:
+    """The classes of a source that are to be concepts, if there is a source."""
+    least, most = (concepts.RUNS * n for n in (concepts.FEWEST, concepts.PICTURES))
+    return [photographs(source, preprocess=model.card.preprocess, least=least, most=most, seed=0)] if source else []
+
+
+def _beside(
+    found: Sequence[Sequence[concepts.Sensitivity]], of: Callable[[concepts.Sensitivity], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values (model, …, concept) of all sets' concepts, and in their places those of the control of each set."""
+    blocks = [[of(f) for f in sets] for sets in found]
+    own = [np.concatenate([v[..., :-1] for v in sets], -1) for sets in blocks]
+    control = [np.concatenate([np.repeat(v[..., -1:], v.shape[-1] - 1, -1) for v in sets], -1) for sets in blocks]
+    return np.stack(own), np.stack(control)
+
+
+def _why(name: str, reasons: Sequence[str]) -> dict[str, object]:
+    """why_NAME (model): why a model has no value, '' where it has one; nothing where all have."""
+    return {f"why_{name}": ("model", list(reasons))} if any(reasons) else {}
 
 
 def found_concepts(models: Sequence[Model], batch: Batch, _goals: Labels, sizes: Sizes, chunk: int) -> Found:
-    """Non-negative parts of a late layer's features, and how far models share them."""
+    """Non-negative parts of a late layer's features, and how far models share them.
+
+    How many concepts 90 % of the features take is one number per model, with its interval, beside the table.
+    """
     rows, few = _named(discovery.MEASURES, "discovery_"), batch[: sizes.factorised]
     found, shuffled = (
         [discovery.discover(model, few.images, shuffled=s, chunk=chunk) for model in tqdm(models, desc="discovery", leave=False)]
@@ -125,8 +171,6 @@ def found_concepts(models: Sequence[Model], batch: Batch, _goals: Labels, sizes:
     cka, matches = discovery.shared(found)
     columns = [Column(rows["explained"], explained, control, "features shuffled over places", "factorised")]
     extras: dict[str, object] = {
-        "concepts_needed": ("model", np.array([f.needed for f in found])),
-        "concepts_needed_shuffled": ("model", np.array([f.needed for f in shuffled])),
         "cka": (("model", "other"), cka),
         "best_match": (("model", "other"), matches),
         "concept_crop": (
@@ -134,6 +178,10 @@ def found_concepts(models: Sequence[Model], batch: Batch, _goals: Labels, sizes:
             np.stack([discovery.crops(few.images, f, size=few.images.shape[-1] // 2) for f in found]),
         ),
     }
+    for name, of in (("concepts_needed", found), ("concepts_needed_shuffled", shuffled)):
+        spans = np.array([(f.needed.k, f.needed.low, f.needed.high) for f in of])
+        extras |= {f"{name}{end}": ("model", spans[:, k]) for k, end in enumerate(("", "_low", "_high"))}
+        extras |= _why(name, [f.needed.why for f in of])
     return columns, extras
 
 
@@ -144,19 +192,24 @@ def pictures(models: Sequence[Model], batch: Batch, _goals: Labels, sizes: Sizes
         raise InputError(f"the models have {classes} classes; pictures are drawn toward all of at most 20")
     targets = torch.arange(classes).repeat(sizes.seeds)
     x = uniform((len(targets), 3, *batch.images.shape[2:]), seed=sizes.synthesis.seed)
-    real = [aligned.penultimate(judge, batch.images, chunk=chunk) for judge in models]
-    made = [attack(m, x, targets, sizes.synthesis).x.cpu() for m in tqdm(models, desc="pictures", leave=False)]
+    if len(models) < 2:
+        raise InputError("pictures are read by other models; give at least two")
+    at_a_time = together(x, chunk)
+    made = each(lambda m: attack(m, x, targets, sizes.synthesis, chunk=at_a_time).x.cpu(), models, desc="pictures")
+
+    def judged(judge: Model) -> list[tuple[Tensor, Tensor]]:
+        """Logits and diversity of the noise, and of what each model drew from it."""
+        real = aligned.penultimate(judge, batch.images, chunk=chunk)
+        seen = ((judge.read(of, chunk=chunk), aligned.penultimate(judge, of, chunk=chunk)) for of in (x, *made))
+        return [(logits, aligned.diversity(features, targets, real, batch.labels)) for logits, features in seen]
+
+    readings = each(judged, models)
     values: dict[str, list[np.ndarray]] = {"read_accuracy": [], "diversity": []}
     control: dict[str, list[np.ndarray]] = {"read_accuracy": [], "diversity": []}
-    for m, drawn in enumerate(made):
-        judges = judges_of(models, m)
-        if not judges:
-            raise InputError("pictures are read by other models; give at least two")
-        for into, of in ((values, drawn), (control, x)):
-            logits = torch.stack([models[j].read(of, chunk=chunk) for j in judges])
-            into["read_accuracy"].append(aligned.read_accuracy(logits, targets).numpy())
-            seen = [aligned.penultimate(models[j], of, chunk=chunk) for j in judges]
-            apart = [aligned.diversity(v, targets, real[j], batch.labels) for v, j in zip(seen, judges, strict=True)]
+    for m in range(len(models)):
+        for into, of in ((values, m + 1), (control, 0)):
+            logits, apart = zip(*(readings[j][of] for j in judges_of(models, m)), strict=True)
+            into["read_accuracy"].append(aligned.read_accuracy(torch.stack(logits), targets).numpy())
             into["diversity"].append(torch.stack(apart).mean(0).numpy())
     columns = [
         Column(rows[name], np.stack(values[name]), np.stack(control[name]), "the noise drawn from", "picture") for name in values
@@ -171,10 +224,13 @@ def distances(models: Sequence[Model], batch: Batch, _goals: Labels, sizes: Size
     Linearised robustness stays out of the table: networks that are nearly constant have the largest.
     """
     rows, x = _named(aligned.MEASURES, ""), batch.images[: sizes.measured]
-    found, blind = (
-        np.stack([aligned.distances(m, x, rivals=1, chunk=chunk)["alignment"] for m in tqdm(of, desc="distances", leave=False)])
-        for of in (models, [fully_randomised(m) for m in models])
-    )
+
+    def alignment(model: Model) -> np.ndarray:
+        gradients = aligned.class_gradients(model, x, model.read(x, chunk=chunk).argmax(1), chunk=chunk)
+        return aligned.alignment(x, gradients).double().numpy()
+
+    found = np.stack(each(alignment, models, desc="distances"))
+    blind = np.stack(each(alignment, [fully_randomised(m) for m in models], desc="distances, random"))
     return [Column(rows["alignment"], found, blind, "the network with random parameters", "measured")], {}
 
 
@@ -190,7 +246,7 @@ def where(models: Sequence[Model], batch: Batch, _goals: Labels, sizes: Sizes, c
     columns = []
     for source, title in (("gradient", "gradient"), ("map", "map")):
         rows = {m.name: dataclasses.replace(m, name=f"{source}_{m.name}", title=f"{title}: {m.title}") for m in localise.MEASURES}
-        found = [_located(model, pictured, source, chunk) for model in tqdm(models, desc=f"where, {title}", leave=False)]
+        found = each(partial(_located, batch=pictured, source=source, chunk=chunk), models, desc=f"where, {title}")
         for name in ("mass", "pointing"):
             values, control = np.stack([f[name] for f in found]), np.repeat(blind[name][None], len(models), 0)
             columns.append(Column(rows[name], values, control, f"a map around the centre, in {origin}", unit))

@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from interp.result import Measure, with_interval
-from interp.stats import bootstrap, holm, paired
+from interp.stats import Paired, bootstrap, holm, paired
 
 LEVEL = 0.05  # of corrected p-values
+SERIES = 128  # differences bootstrapped at a time: their means take 25 MB
 FEWEST = 20  # units of which a difference is judged: with fewer the bootstrap finds differences too easily
 
 
@@ -43,20 +45,22 @@ def tabulate(columns: Sequence[Column], models: Sequence[str], pairs: Sequence[t
     _high and NAME_p (model, other), Holm-corrected; attributes control, best (the id of the model that is better than every
     other, or ''), verdict (words). pairs: (standard, robust) twins that the verdict is about.
     """
-    data = xr.Dataset()
     if not columns:
-        return data
+        return xr.Dataset()
+    data: dict[str, Any] = {}
     every = list(combinations(range(len(models)), 2))
     draws = max(20000, int(2 * len(columns) * max(len(every), len(models)) / LEVEL))  # so many that the rule can still find any
     differences_of = [np.stack([c.values[b] - c.values[a] for a, b in every], 1) if every else None for c in columns]
-    compared = [paired(d, draws=draws) if d is not None else None for d in differences_of]
-    tests = [paired((c.values - c.control).T, draws=draws) if c.control is not None else None for c in columns]
+    beside = [(c.values - c.control).T if c.control is not None else None for c in columns]
+    found = _bootstrapped([*differences_of, *beside], draws)
+    compared, tests = found[: len(columns)], found[len(columns) :]
     p_pairs = _adjusted([np.where(t.n >= FEWEST, t.p, np.nan) if t else np.zeros(0) for t in compared])
     p_above = _adjusted([np.where(t.n >= FEWEST, t.p, np.nan) if t else np.full(len(models), np.nan) for t in tests])
     for column, differences, p, test, above in zip(columns, compared, p_pairs, tests, p_above, strict=True):
         m, n = column.measure, np.isfinite(column.values).sum(1)
         attrs = {"unit": m.unit, "better": m.better, "n": column.values.shape[1], "long_name": m.title}
-        data = data.assign(with_interval(m.name, ("model",), [bootstrap(v) for v in column.values], (len(models),), **attrs))
+        spans = [bootstrap(v) for v in column.values]
+        data |= with_interval(m.name, ("model",), spans, (len(models),), **attrs)
         data[f"{m.name}_n"] = ("model", n)
         data[f"values_{m.name}"] = (("model", column.unit), column.values.astype(np.float32))
         block = np.full((3, len(models), len(models)), np.nan)
@@ -75,15 +79,33 @@ def tabulate(columns: Sequence[Column], models: Sequence[str], pairs: Sequence[t
                 data[f"{m.name}_control{end}"] = ("model", values)
             shown &= (above < LEVEL) & (_sign(m) * test.mean > 0 if m.better != "none" else True)
         data[f"{m.name}_above"] = ("model", shown)
-        best = _best(m, data[m.name].values, shown, corrected)
-        data[m.name].attrs |= {
-            "control": column.against,
-            "best": "" if best is None else models[best],
-            "formula": m.formula,
-            "source": m.source,
-            "verdict": verdict(m, shown, block[0], corrected, pairs, judged=bool((counted >= FEWEST).any())),
-        }
-    return data
+        best = _best(m, np.array([s.mean for s in spans]), shown, corrected)
+        data[m.name][2].update(
+            {
+                "control": column.against,
+                "best": "" if best is None else models[best],
+                "formula": m.formula,
+                "source": m.source,
+                "verdict": verdict(m, shown, block[0], corrected, pairs, judged=bool((counted >= FEWEST).any())),
+            }
+        )
+    return xr.Dataset(data)
+
+
+def _bootstrapped(series: Sequence[np.ndarray | None], draws: int) -> list[Paired | None]:
+    """`paired` of each array (n, k): those of one n together, `SERIES` at a time, since the draws depend on n alone."""
+    found: list[Paired | None] = [None] * len(series)
+    for n in sorted({len(s) for s in series if s is not None}):
+        waiting = [k for k, s in enumerate(series) if s is not None and len(s) == n]
+        while waiting:
+            widths = np.cumsum([series[k].shape[1] for k in waiting])  # type: ignore[union-attr]
+            some = waiting[: max(1, int((widths <= SERIES).sum()))]
+            joined = paired(np.concatenate([series[k] for k in some], 1), draws=draws)  # type: ignore[misc]
+            parts = zip(*(np.split(v, widths[: len(some) - 1]) for v in joined), strict=True)
+            for k, part in zip(some, parts, strict=True):
+                found[k] = Paired(*part)
+            waiting = waiting[len(some) :]
+    return found
 
 
 def _adjusted(series: Sequence[np.ndarray]) -> list[np.ndarray]:

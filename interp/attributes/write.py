@@ -16,7 +16,8 @@ Controls: uniform noise in place of the perturbation (give `moved` such pictures
 score for a third class. Neither need be 0: a picture that leaves class a loses a's attributes, whatever it moves to. What
 `written` has more than `shuffled` is written for the goal. Limits: attributes are known by class only, so a probe may read
 whatever else these classes share, and an attribute of one class is that class's name. An attribute that a judge cannot read is
-left out for that judge, and named.
+left out for that judge, and named. Where a table leaves open whether a class has an attribute, images of the class take no part
+in its probe, and pictures from or toward the class are not read for it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ import torch
 from torch import Tensor
 
 from interp.attacks.features import cut
+from interp.data.attributes import Table
 from interp.models.chunks import in_chunks
+from interp.models.each import each
 from interp.models.model import Model
 from interp.result import Measure
 from interp.stats import Interval, bootstrap, wilson
@@ -81,15 +84,17 @@ _PENALTY = 0.01  # C of the regression; of 1, 0.1, 0.01 and 0.001 the best mean 
 class Probes:
     """One judge's probes of every attribute, fitted in folds over n images.
 
-    has (attributes, classes) bool. fold (n,): the fold each image was left out with. weights (folds, attributes, features) and
-    offsets (folds, attributes): logit of a picture's features, in units of the between-class difference. logits (n, attributes):
-    of the images themselves, held out. accuracy: held-out balanced accuracy of each attribute with its 95 % interval. Where that
-    does not clear the threshold (`left_out`), weights, offsets and logits are NaN.
+    has, known (attributes, classes) bool: see `interp.data.attributes.Table`. fold (n,): the fold each image was left out with.
+    weights (folds, attributes, features) and offsets (folds, attributes): logit of a picture's features, in units of the
+    between-class difference. logits (n, attributes): of the images themselves, held out. accuracy: held-out balanced accuracy of
+    each attribute with its 95 % interval. Where that does not clear the threshold (`left_out`), weights, offsets and logits are
+    NaN.
     """
 
     judge: Model
     names: tuple[str, ...]
     has: Tensor
+    known: Tensor
     labels: Labels
     fold: Tensor
     weights: Tensor
@@ -103,15 +108,24 @@ class Probes:
         """Attributes that the judge's features do not show clearly enough."""
         return tuple(name for name, at in zip(self.names, self.accuracy, strict=True) if not at.low > self.threshold)
 
+    @property
+    def why(self) -> str:
+        """Why nothing can be read in pictures by this judge; '' where something can."""
+        if len(self.left_out) < len(self.names):
+            return ""
+        best = max((at.low for at in self.accuracy if not math.isnan(at.mean)), default=math.nan)
+        least = f"lower ends of balanced accuracies reach {best:.2f} and must exceed {self.threshold:g}"
+        return f"{self.judge.card.id} reads none of {len(self.names)} attributes: {least}"
+
 
 @dataclass(frozen=True, eq=False)
 class Moved:
     """What perturbations did to attributes, as a mean over judges.
 
-    written, precision, recall (n,): per picture, NaN where undefined. shuffled (n,): `written` for a goal drawn from the other
-    classes, the control. change (n, attributes): of each probe, NaN where no judge reads the attribute. by_fate (attributes,
-    fates, 3): mean change of the pictures in which the attribute should appear, vanish or stay, with the ends of its 95 %
-    interval, a bootstrap over images. counts (attributes, fates): of the images behind it.
+    written, precision, recall (n,): per picture, NaN where undefined, as for classes the table says nothing of. shuffled (n,):
+    `written` for a goal drawn from the other classes, the control. change (n, attributes): of each probe, NaN where no judge
+    reads the attribute. by_fate (attributes, fates, 3): mean change of the pictures in which the attribute should appear, vanish
+    or stay, with the ends of its 95 % interval, a bootstrap over images. counts (attributes, fates): of the images behind it.
     """
 
     names: tuple[str, ...]
@@ -128,7 +142,7 @@ def fit(
     judge: Model,
     images: Images,
     labels: Labels,
-    attributes: tuple[tuple[str, ...], Tensor],
+    attributes: Table,
     *,
     seed: int = 0,
     chunk: int = 64,
@@ -140,24 +154,29 @@ def fit(
     folds: images of each class are dealt out in turn, by the seed. threshold: what the lower end of an attribute's balanced
     accuracy must exceed. Raises InputError for fewer than two folds, labels outside the table, or a judge without a linear layer.
     """
-    names, has = attributes
+    names, has, known = attributes
     _check(images, labels, has, folds)
     features = _features(judge, images, chunk)
     fold = _dealt(labels, folds, seed)
-    truth = has[:, labels].T
+    truth, sure = has[:, labels].T, known[:, labels].T
     weights = torch.full((folds, len(names), features.shape[1]), math.nan, dtype=torch.float64)
     offsets = torch.full((folds, len(names)), math.nan, dtype=torch.float64)
     for k in range(folds):
-        seen = fold != k
+        same: dict[bytes, tuple[Tensor, Tensor]] = {}  # attributes that say the same of these images are fitted once
         for a in range(len(names)):
-            if 0 < int(truth[seen, a].sum()) < int(seen.sum()):
-                weights[k, a], offsets[k, a] = _regression(features[seen], truth[seen, a])
+            seen, of = (fold != k) & sure[:, a], truth[:, a] & sure[:, a]
+            if 0 < int((of & seen).sum()) < int(seen.sum()):
+                key = torch.stack([seen, of & seen]).numpy().tobytes()
+                if key not in same:
+                    same[key] = _regression(features[seen], of[seen])
+                weights[k, a], offsets[k, a] = same[key]
     logits = _read(features, fold, weights, offsets)
-    accuracy = tuple(balanced(logits[:, a], truth[:, a]) for a in range(len(names)))
-    unit = torch.stack([logits[truth[:, a], a].mean() - logits[~truth[:, a], a].mean() for a in range(len(names))])
+    read = [(logits[sure[:, a], a], truth[sure[:, a], a]) for a in range(len(names))]
+    accuracy = tuple(balanced(*of) for of in read)
+    unit = torch.stack([v[has_it].mean() - v[~has_it].mean() for v, has_it in read])
     unit[torch.tensor([not at.low > threshold for at in accuracy])] = math.nan
     return Probes(
-        judge, names, has, labels, fold, weights / unit[:, None], offsets / unit, logits / unit, accuracy, threshold
+        judge, names, has, known, labels, fold, weights / unit[:, None], offsets / unit, logits / unit, accuracy, threshold
     )  # fmt: skip
 
 
@@ -179,32 +198,54 @@ def moved(
     first = probes[0]
     at = torch.arange(len(first.labels)) if rows is None else torch.as_tensor(rows)
     _check_pictures(probes, pictures, goals, at)
-    had, will = first.has[:, first.labels[at]].T, first.has[:, goals].T
+    start, other = first.labels[at], _third(first, at, goals, seed)
+    had, will, sure = first.has[:, start].T, first.has[:, goals].T, _both(first.known, start, goals)
     changes, scores = [], []
-    for p in probes:
-        before = p.logits[at]
-        after = _read(_features(p.judge, pictures, chunk), p.fold[at], p.weights, p.offsets)
+    shown = each(lambda judge: _features(judge, pictures, chunk), [p.judge for p in probes])
+    for p, features in zip(probes, shown, strict=True):
+        before = p.logits[at]  # NaN where the judge does not read the attribute
+        after = _read(features, p.fold[at], p.weights, p.offsets)
         changes.append(after - before)
-        scores.append(torch.stack(flips(before, after, had, will)))
-    change = torch.stack(changes).nanmean(0)
+        scores.append(torch.stack(flips(before.where(sure, math.nan), after, had, will)))
+    every = torch.stack(changes).nanmean(0)
+    change, aside = (every.where(both, math.nan) for both in (sure, _both(first.known, start, other)))
     precision, recall = torch.stack(scores).nanmean(0)
-    other = _third(first.labels, at, goals, first.has.shape[1], seed)
-    table = by_fate(change, had, will, at)
     return Moved(
         first.names, written(change, had, will).numpy(), precision.numpy(), recall.numpy(),
-        written(change, had, first.has[:, other].T).numpy(), change.numpy(), *table,
+        written(aside, had, first.has[:, other].T).numpy(), change.numpy(), *by_fate(change, had, will, at),
     )  # fmt: skip
 
 
-def _third(labels: Labels, at: Tensor, goals: Labels, classes: int, seed: int) -> Labels:
-    """For images labels[at], classes that are neither their own nor their goals, drawn evenly, one draw for an image however the
-    pictures come; their own where there are only two."""
-    if classes < 3:
-        return labels[at]
-    drawn = torch.randint(classes - 2, labels.shape, generator=torch.Generator().manual_seed(seed))[at]
-    for taken in (torch.minimum(labels[at], goals), torch.maximum(labels[at], goals)):
+def why(probes: Sequence[Probes], goals: Labels, *, rows: Sequence[int] | Tensor | None = None) -> str:
+    """Why `moved` reads nothing in pictures toward classes goals; '' where it reads something. Arguments as there."""
+    if not probes:
+        return "there is no other model to read the pictures"
+    if all(p.why for p in probes):
+        return "; ".join(p.why for p in probes)
+    first = probes[0]
+    start = first.labels if rows is None else first.labels[torch.as_tensor(rows)]
+    if not bool(_both(first.known, start, goals).any()):
+        return f"the table of attributes lacks a class of each of the {len(goals)} pictures, the image's own or the goal"
+    return ""
+
+
+def _both(known: Tensor, start: Labels, end: Labels) -> Tensor:
+    """Of which pictures (n, attributes) the table says whether both classes have an attribute."""
+    return (known[:, start] & known[:, end]).T
+
+
+def _third(probes: Probes, at: Tensor, goals: Labels, seed: int) -> Labels:
+    """For pictures of images `at`, classes that are neither the image's nor the goal, drawn evenly, one draw for an image however
+    the pictures come; the image's own where there are only two. Classes of which the table says nothing are no choice."""
+    start, rows = probes.labels[at], probes.known.any(0)
+    classes = rows.nonzero()[:, 0]
+    if len(classes) < 3:
+        return start
+    place = rows.long().cumsum(0) - 1
+    drawn = torch.randint(len(classes) - 2, probes.labels.shape, generator=torch.Generator().manual_seed(seed))[at]
+    for taken in (torch.minimum(place[start], place[goals]), torch.maximum(place[start], place[goals])):
         drawn += drawn >= taken
-    return drawn
+    return torch.where(rows[start] & rows[goals], classes[drawn.clamp(max=len(classes) - 1)], start)
 
 
 def written(change: Tensor, had: Tensor, will: Tensor) -> Tensor:

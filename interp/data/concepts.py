@@ -2,9 +2,12 @@
 
 a colour       two shades of it in any texture
 a texture      in any two colours
+narrow, broad stripes   in any direction, a seventh or eighth of the picture wide with their gap, or about a half
 curved, angular   strokes: arcs of circles, or the same strokes along regular polygons
 a shape        filled, on any background
 random         none of these: smooth colour noise, the counter-example of all
+
+`photographs` gives the classes of a user's labelled images as concepts, of textures for example.
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from interp.data.decode import decode
 from interp.data.outlines import SHAPES
 from interp.data.patterns import DRAWS, TEXTURES, grid, patterns
+from interp.data.source import read_encoded
 from interp.data.synthetic import shapes, two_tone, uniform
-from interp.types import Batch, Images, InputError
+from interp.types import Batch, Images, InputError, Preprocess
 
 COLOURS: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
     "red": ((-0.02, 0.02), (0.7, 1.0), (0.55, 1.0)),
@@ -36,14 +41,13 @@ COLOURS: dict[str, tuple[tuple[float, float], tuple[float, float], tuple[float, 
 """Ranges of hue (a share of the circle), saturation and value."""
 PATTERNS = {
     "stripes": TEXTURES[:3],
-    "dots": ("dots",),
-    "checks": ("checks",),
-    "waves": ("waves",),
-    "noise": ("noise",),
-    "bricks": ("bricks",),
+    **{name: (name,) for name in TEXTURES if name != "noise"},
+    "blotches": ("noise",),
 }
+STRIPES = {"narrow stripes": (6.5, 8.0), "broad stripes": (1.5, 2.5)}
+"""Ranges of periods in a picture; those of the textures are 3 to 6."""
 STROKES = ("curved", "angular")
-CONCEPTS = (*COLOURS, *PATTERNS, *STROKES, *SHAPES)
+CONCEPTS = (*COLOURS, *PATTERNS, *STRIPES, *STROKES, *SHAPES)
 RANDOM = "random"
 
 _STROKE = 6  # numbers that one stroke takes: x, y, radius, rotation, length, corners
@@ -65,6 +69,9 @@ def concepts(name: str, n: int, size: int, seed: int) -> Batch:
     elif name in PATTERNS:
         draws = uniform(n, 6 + 1 + DRAWS, size=size, seed=seed)
         images = two_tone(_pattern_of(PATTERNS[name], draws[:, 6:], size), draws[:, :6])
+    elif name in STRIPES:
+        draws = uniform(n, 6 + 3, size=size, seed=seed)
+        images = two_tone(_stripes(draws[:, 6:], size, STRIPES[name]), draws[:, :6])
     elif name in STROKES:
         draws = uniform(n, 6 + _STROKES * _STROKE, size=size, seed=seed)
         images = two_tone(_strokes(draws[:, 6:], size, angular=name == "angular"), draws[:, :6])
@@ -73,6 +80,29 @@ def concepts(name: str, n: int, size: int, seed: int) -> Batch:
     else:
         raise InputError(f"there is no concept {name!r}; expected {RANDOM} or one of {', '.join(CONCEPTS)}")
     return Batch(images, torch.zeros(n, dtype=torch.int64), classes=(name,))
+
+
+def photographs(spec: str, *, preprocess: Preprocess, least: int, most: int, seed: int) -> Batch:
+    """Up to `most` images, drawn by the seed, of each class of an image source that has at least `least`; labels 0, 1, …
+
+    preprocess: a model's; only what is drawn is decoded. Raises InputError as `interp.data.source` does, and where fewer than two
+    classes have enough.
+    """
+    found = read_encoded(spec)
+    of_class = [(found.labels == k).nonzero()[:, 0] for k in range(int(found.labels.max()) + 1)]
+    enough = [k for k, rows in enumerate(of_class) if len(rows) >= least]
+    if len(enough) < 2:
+        raise InputError(
+            f"{len(enough)} classes of {spec} have {least} images, of {sorted(len(rows) for rows in of_class)} in all; concepts "
+            f"need two classes with {least} or more: each is told from the others"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.cat([of_class[k][torch.randperm(len(of_class[k]), generator=generator)[:most]] for k in enough])
+    pixels = [decode(found.sources[r], name=found.ids[r], preprocess=preprocess) for r in rows.tolist()]
+    labels = torch.tensor([enough.index(k) for k in found.labels[rows].tolist()])
+    ids = tuple(found.ids[r] for r in rows.tolist())
+    names = tuple(found.classes[k] if found.classes else str(k) for k in enough)
+    return Batch(torch.stack(pixels).float().div_(255), labels, ids, names)
 
 
 def _pattern_of(names: tuple[str, ...], draws: Tensor, size: int) -> Tensor:
@@ -88,6 +118,14 @@ def _coloured(name: str, n: int, size: int, seed: int) -> Images:
     hsv = low + (high - low) * draws[:, :6].view(n, 2, 3)
     rgb = torch.tensor([[colorsys.hsv_to_rgb(h % 1, s, v) for h, s, v in pair] for pair in hsv.tolist()])
     return torch.where(second[:, None], rgb[:, 1, :, None, None], rgb[:, 0, :, None, None])
+
+
+def _stripes(draws: Tensor, size: int, periods: tuple[float, float]) -> Tensor:
+    """Stripes (n, size, size) in any direction, of draws (n, 3): direction, period, phase."""
+    turn, period, phase = (d[:, None, None] for d in draws.T)
+    x, y = grid(size)
+    cycles = periods[0] + (periods[1] - periods[0]) * period
+    return ((x * torch.cos(math.pi * turn) + y * torch.sin(math.pi * turn)) * cycles + phase) % 1 >= 0.5
 
 
 def _strokes(draws: Tensor, size: int, *, angular: bool) -> Tensor:

@@ -215,7 +215,8 @@ def _compared(result: Result) -> str:
     return (
         f"n = {result.data.sizes['image']} images. δ: targeted {attack['norm'].replace('linf', 'L∞')} PGD, {epsilon(attack['eps'])}, "
         f"{attack['steps']} steps, each image toward one other class; judges are the models of other architectures, the same for both "
-        f"twins. Chance is {result.data.attrs['chance']:.0%}. The control has noise in place of δ and of gradients. "
+        f"twins. Chance is {result.data.attrs['chance']:.0%}. In place of δ and of gradients the control has noise, "
+        "and for how they look those of networks with random parameters, on fewer images. "
     )
 
 
