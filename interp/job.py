@@ -9,7 +9,7 @@ from interp import study
 from interp.data.source import images
 from interp.models.answers import Said
 from interp.models.inspect import inspect
-from interp.models.load import check_labels, load, load_as, locate, shipped
+from interp.models.load import by_name, check_labels, load, load_as, locate, shipped
 from interp.models.model import Model, macs
 from interp.publish import as_text
 from interp.report.page import write
@@ -71,11 +71,15 @@ def _page(
 
 
 def images_for(checkpoint: str, source: str, *, n: int | None = None, said: Said | None = None) -> Batch:
-    """Images prepared as the checkpoint asks; where its size is open they must have the right one already."""
+    """Images prepared as the checkpoint asks; where its size is open they must have the right one already.
+
+    Classes that all have names of the checkpoint's are its classes, some of them or all, in whatever order (`by_name`).
+    """
     if checkpoint.startswith("timm:"):
         return images(source, n=n, preprocess=load_as(checkpoint, said or Said()).card.preprocess)
     found = inspect(locate(checkpoint), said)
-    return images(source, n=n, preprocess=found.describe().preprocess if found.size else None)
+    batch = images(source, n=n, preprocess=found.describe().preprocess if found.size else None)
+    return by_name(batch, found.card.labels if found.card else ())
 
 
 def _fits(a: Card, b: Card) -> bool:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-SCHEMA = 1  # raise when the meaning of stored arrays changes: old files are then computed anew
+SCHEMA = 1  # raise when the meaning of stored arrays changes: old files are then refused
+REVISIONS = {"sweep": 2, "synthesis": 2, "compare": 2}  # raise when an analysis changes what it finds: old files are then not reused
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,8 @@ def open_result(path: Path | str) -> Result:
 
 def content_key(kind: str, params: dict[str, Any], inputs: dict[str, Any]) -> str:
     """16 hexadecimal digits that name one piece of work."""
-    text = json.dumps([kind, params, inputs, SCHEMA], sort_keys=True)
+    revision = [REVISIONS[kind]] if kind in REVISIONS else []
+    text = json.dumps([kind, params, inputs, SCHEMA, *revision], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

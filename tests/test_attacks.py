@@ -341,6 +341,11 @@ def test_agrees_with_foolbox_on_a_shipped_model(samples: Batch) -> None:
         ({"blur": -1.0}, "blur is -1.0"),
         ({"jitter": -1}, "jitter is -1"),
         ({"stop": True, "loss": "kl"}, "needs labels"),
+        ({"eps": "8/255"}, "eps is '8/255'; expected a number, such as 8 / 255"),
+        ({"step_size": "1/255"}, "step_size is '1/255'; expected a number"),
+        ({"steps": 2.5}, "steps is 2.5; expected a whole number"),
+        ({"jitter": 1.5}, "jitter is 1.5; expected a whole number"),
+        ({"seed": "0"}, "seed is '0'; expected a whole number"),
         ({"rule": "apgd", "norm": "l1", "basis": "fourier"}, "single pixels"),
     ],
 )

@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import interp
-from interp.cli.options import app, class_index
+from interp.cli.options import app, class_index, print_success
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -122,6 +123,26 @@ BAD: dict[str, tuple[list[str], str]] = {
     "ε without attack": (
         ["gradients", "tiny_linf", "--over", "noise", "--eps", "1"],
         "--eps is 1, but over noise takes no attack",
+    ),
+    "width without noise": (
+        ["gradients", "tiny_linf", "--over", "steps", "--sigma", "0.5"],
+        "--sigma is 0.5, but over steps does not take it; of these options it takes --samples, --norm, --loss, --use",
+    ),
+    "start without path": (
+        ["gradients", "tiny_linf", "--over", "noise", "--baseline", "white"],
+        "--baseline is white, but over noise",
+    ),
+    "norm without attack": (["gradients", "tiny_linf", "--over", "path", "--norm", "l2"], "--norm is l2, but over path does not"),
+    "draws without any": (["gradients", "tiny_linf", "--over", "class", "--samples", "9"], "--samples is 9, but over class does"),
+    "rule of captum": (
+        ["gradients", "tiny_linf", "--method", "captum:Saliency", "--rule", "midpoint"],
+        "--rule is midpoint, but captum:Saliency does not take it; leave it out",
+    ),
+    "no draws": (["gradients", "tiny_linf", "--over", "noise", "--n", "0"], "n is 0, sigma 0.1, chunk None; expected n ≥ 1"),
+    "keep": (["perturb", "tiny_linf", "--keep", "first"], "keep is 'first'; expected one of last, best"),
+    "all of the target": (
+        ["perturb", "tiny_linf", "-n", "1", "--target", "cat"],
+        "all 1 images are of the target class cat; expected some of another",
     ),
     "ε of one": (["accuracy", "tiny_linf", "--eps", "8/255,1"], "'8/255,1' is not a number"),
     "device": (["gradients", "tiny_linf", "--device", "gpu"], "device is 'gpu'; expected cpu, cuda, cuda:0 or mps"),
@@ -393,6 +414,44 @@ def test_faithfulness_lists_its_methods_and_starts_with_the_default_ones() -> No
     assert named(inspect.signature(faithfulness).parameters["methods"].default.split(",")) == DEFAULT
     words = words_of_help("faithfulness").replace(":", ",").replace(".", ",")
     assert all(f" {name}," in words for name in SHORT)
+
+
+@pytest.mark.parametrize("command", ["perturb", "synthesise", "invert"])
+def test_the_best_point_is_kept_on_demand(command: str, checkpoints: Path, tmp_path: Path, run: Run) -> None:
+    few = ["--target", "cat,ship"] if command == "synthesise" else ["-n", "2"]
+    code, printed, _ = run(command, "tiny_linf", *few, "--steps", "2", "--keep", "best", "--device", "cpu", "--out-dir", tmp_path)
+    assert code == 0
+    assert interp.open(next((tmp_path / "results").iterdir())).params["attack"]["keep"] == "best"
+    assert ("steps of 11.25 leap across the box" in printed) == (command == "synthesise")
+
+
+def test_a_folder_of_some_classes_is_read_by_their_names(checkpoints: Path, tmp_path: Path, run: Run) -> None:
+    for i, name in enumerate(("frog", "cat")):
+        write_image(tmp_path / "some" / name / "a.png", (32, 32), seed=i)
+    options = ["--images", f"folder:{tmp_path / 'some'}", "--samples", "2", "--device", "cpu"]
+    assert run("gradients", "tiny_linf", *options, "--out-dir", tmp_path / "out")[0] == 0
+    data = interp.open(next((tmp_path / "out" / "results").iterdir())).data
+    assert dict(zip(data["image"].values.tolist(), data["truth"].values.tolist(), strict=True)) == {
+        "cat/a.png": 3,
+        "frog/a.png": 6,
+    }
+
+
+def test_the_table_of_success_fits_eighty_columns_and_leaves_out_what_nothing_counts_in(
+    tiny_models: list[interp.Model], samples: interp.Batch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params = interp.Sweep((8 / 255, 32 / 255, 128 / 255, 1.0), interp.PGD(0.1, steps=1), target="each")
+    result = interp.sweep(tiny_models[:1], samples[:1], params)
+    monkeypatch.setattr("interp.cli.options.out", Console(width=80))
+    print_success(result)
+    lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert all(
+        name in lines[1] + lines[0] for name in ("success (n = 1)", "ε = 8/255", "ε = 32/255", "ε = 128/255", "(unbounded)")
+    )
+    assert max(map(len, lines)) <= 80 and not any("nan" in line for line in lines)
+    kept = int((result.data["success_n"].values[0, :, 0] > 0).sum())
+    assert sum("%, " in line for line in lines) == kept and kept in (9, 10)  # away, and all but its class and what it is read as
+    assert lines[-1].startswith(f"left out: {11 - kept} rows")
 
 
 def test_gradients_take_norm_and_seed(checkpoints: Path, tmp_path: Path, run: Run) -> None:

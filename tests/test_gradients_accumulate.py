@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -151,6 +152,67 @@ def test_what_was_saved_before_keeps_its_key(small: Model, images: Batch) -> Non
     plain = accumulate([small], images, quick("noise")).params
     assert set(plain) == {"over", "attack", "n", "sigma"}
     assert accumulate([small], images, quick("noise", use="sign")).params["use"] == "sign"
+
+
+def test_labels_beyond_the_classes_are_refused(small: Model, images: Batch) -> None:
+    with pytest.raises(interp.InputError, match=r"a label is 4; expected −1 \(unknown\) to 3, the classes of small"):
+        accumulate([small], Batch(images.images, torch.tensor([0, 2, 4, 1, 0])), quick("steps"))
+
+
+@pytest.mark.parametrize("over", SOURCES)
+def test_a_source_heeds_what_it_says_and_nothing_else(over: str, small: Model, images: Batch) -> None:
+    """What it heeds changes the gradients, or the attribution made of them; what it does not changes nothing."""
+    plain = quick(over)
+    other: dict[str, object] = {"n": 3, "sigma": 0.3, "baseline": "white", "rule": "midpoint", "loss": "margin", "use": "sign"}
+    other["attack"] = PGD(0.2, steps=2)
+    base = accumulate([small], images, plain).data
+    for name, value in other.items():
+        data = accumulate([small], images, dataclasses.replace(plain, **{name: value})).data  # type: ignore[arg-type]
+        assert data["mean"].equals(base["mean"]) == (name not in plain.takes), name
+
+
+TOLD: dict[str, tuple[Accumulate, str, str]] = {
+    "steps": (quick("steps"), "gradient", "L∞ PGD, ε = 8/255, 4 steps from a random start, cross-entropy"),
+    "noise": (quick("noise", sigma=0.2), "gradient", "images with noise, 4 draws, σ = 0.2, cross-entropy"),
+    "path": (
+        quick("path", baseline="white", rule="midpoint"),
+        "integrated gradients",
+        "straight path, 4 points, from white, midpoint, the label's logit",
+    ),
+    "blur": (quick("blur"), "blur-path attribution", "path through blurs, 4 points, gauss-legendre, the label's logit"),
+    "expected": (
+        quick("expected", loss="margin"),
+        "expected gradients",
+        "straight paths from other images, 4 draws, margin loss",
+    ),
+    "augment": (quick("augment", precision="float64"), "gradient", "random views, 4 draws, cross-entropy, float64"),
+    "class": (quick("class", use="sign"), "mean sign of the gradient", "images of each class, cross-entropy"),
+    "captum": (
+        Accumulate(method="captum:SmoothGrad", n=2),
+        "SmoothGrad",
+        "captum's SmoothGrad, 2 draws, σ = 0.1, the label's logit",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_figures_say_what_they_show(name: str, small: Model, images: Batch) -> None:
+    params, title, told = TOLD[name]
+    result = accumulate([small], images, params)
+    fig, rows = result.plot(), result.data.sizes["image"]
+    assert told in " ".join(fig.texts[0].get_text().split())
+    assert fig.axes[-1].get_xlabel().startswith(f"{title} / its rms")
+    assert f"{title}: {told}; n = {rows}" in " ".join(profiles(result).texts[0].get_text().split())
+
+
+def test_all_classes_are_drawn_and_of_more_images_the_first(small: Model) -> None:
+    ten = Batch(some(10, size=8), torch.arange(10))
+    wide = nn.Sequential(nn.Flatten(), nn.Linear(192, 10))
+    model = Model(wide, dataclasses.replace(small.card, num_classes=10, labels=()))
+    classes, steps = (accumulate([model], ten, quick(over)).plot() for over in ("class", "steps"))
+    assert len([ax for ax in classes.axes if ax.images]) == 2 * 10 and "first" not in classes.texts[0].get_text()
+    assert len([ax for ax in steps.axes if ax.images]) == 2 * 6
+    assert "the first 6 of 10 images" in " ".join(steps.texts[0].get_text().split())
 
 
 def test_use(small: Model, images: Batch) -> None:

@@ -173,6 +173,16 @@ def test_deep_lift_sums_up_on_a_network_with_overlapping_maxima(samples: Batch) 
     assert float(accumulate([model], samples[:2], asked("DeepLift")).data["completeness"].max()) < 1e-3
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_heeds_what_it_says_and_nothing_else(name: str, images: Batch) -> None:
+    model, plain = network(), asked(name, n=4)
+    model.net[7] = nn.Identity()  # for which LRP has a rule
+    base = accumulate([model], images, plain).data["attribution"]
+    for field, value in {"n": 2, "sigma": 0.4, "baseline": "white", "rule": "midpoint"}.items():
+        found = accumulate([model], images, asked(name, **{"n": 4, field: value})).data["attribution"]
+        assert found.equals(base) == (field not in plain.takes), field
+
+
 def test_another_loss_is_refused(images: Batch) -> None:
     with pytest.raises(interp.InputError, match="leave the loss and its use out"):
         accumulate([network()], images, asked("Saliency", loss="ce"))

@@ -15,7 +15,7 @@ import interp
 from interp.loading.detect import mismatch, num_classes
 from interp.loading.read import read, sha256_of
 from interp.models.build import build
-from interp.models.load import check_labels, shipped
+from interp.models.load import by_name, check_labels, shipped
 from interp.models.model import Model
 from interp.models.normalise import NORMALISERS
 from interp.types import Batch, Card, InputError, Preprocess
@@ -264,12 +264,32 @@ def test_wrong_class_counts_and_names_are_refused(tiny: Make, samples: Batch) ->
     card = tiny("xcit", labels=names).card
     check_labels(card, samples)
     check_labels(card, Batch(samples.images, samples.labels))
-    with pytest.raises(InputError, match=r"10 classes, the images come with 2 \(cat, dog"):
+    with pytest.raises(InputError, match=r"10 classes, the images come with 2 \(cat, dog\); .*\(airplane, .*…\)"):
         check_labels(card, Batch(samples.images[:2], torch.tensor([0, 1]), classes=("cat", "dog")))
     with pytest.raises(InputError, match=r"names its classes airplane.* the images truck.*rename"):
         check_labels(card, Batch(samples.images, samples.labels, classes=names[::-1]))
     with pytest.raises(InputError, match=r"10 classes, the images have a label 10"):
         check_labels(card, Batch(samples.images[:1], torch.tensor([10])))
+
+
+def test_images_of_some_of_a_models_classes_take_their_places(samples: Batch) -> None:
+    x, names = samples.images[:4], samples.classes
+    some = by_name(Batch(x, torch.tensor([0, 0, 1, -1]), classes=("frog", "cat")), names)
+    assert some.labels.tolist() == [6, 6, 3, -1] and some.classes == names and torch.equal(some.images, x)
+    sorted_ = by_name(Batch(x, torch.tensor([0, 0, 1, 1]), ids=("a", "b", "c", "d"), classes=("frog", "cat")), names)
+    assert sorted_.labels.tolist() == [3, 3, 6, 6] and sorted_.ids == ("c", "d", "a", "b")  # by class, as folders are
+    assert torch.equal(sorted_.images, x[[2, 3, 0, 1]])
+    for classes in (("frog", "cow"), names, ()):
+        other = Batch(x, torch.tensor([1, 0, 0, 1]), classes=classes)
+        assert by_name(other, names) is other
+    assert by_name(samples, ()) is samples
+
+
+def test_an_id_is_named_once_however_many_entries_have_it(checkpoints: Path) -> None:
+    with pytest.raises(InputError, match="nearest ids are") as caught:
+        interp.load("Engstrom2019Robustnes")
+    named = str(caught.value).partition("nearest ids are ")[2].partition(".")[0].split(", ")
+    assert "Engstrom2019Robustness" in named and len(named) == len(set(named))
 
 
 def test_a_card_of_another_class_count_is_refused(checkpoints: Path) -> None:

@@ -16,7 +16,7 @@ def test_there_are_notebooks() -> None:
 
 
 # 40 s and more on two slow cores, and their commands have tests of their own
-LONG = ("02_perturbations", "04_attention", "06_a_new_checkpoint", "07_training")
+LONG = ("01_first_look", "02_perturbations", "04_attention", "05_attributes", "06_a_new_checkpoint", "07_training")
 
 
 @pytest.mark.parametrize("path", [pytest.param(p, id=p.stem, marks=[pytest.mark.slow] * (p.stem in LONG)) for p in NOTEBOOKS])

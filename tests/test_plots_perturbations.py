@@ -7,7 +7,9 @@ import itertools
 import json
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from interp.plots.slider import slider
 from interp.types import Batch
 
 PGD = interp.PGD(8 / 255, steps=4)
+Make = Callable[..., interp.Model]
 LONG = ["black-and-tan coonhound, hound", "Chesapeake Bay retriever", *(f"a class with a long name, {i}" for i in range(8))]
 
 
@@ -166,6 +169,70 @@ def test_texts_do_not_overlap(
     }
     for fig in figures.values():
         assert_apart(fig)
+
+
+@pytest.mark.parametrize(("twins", "said"), [(2, "other model"), (3, "other models")])
+def test_twins_of_one_architecture_are_not_called_judges(
+    twins: int, said: str, tiny: Make, samples: Batch, tmp_path: Path
+) -> None:
+    models = [tiny("xcit", seed=k, id=f"xcit_{k}") for k in range(twins)]
+    found = interp.sweep(models, samples[:1], interp.Sweep((0.1,), dataclasses.replace(PGD, steps=1), target="each"))
+    drawn = interp.synthesise(models, samples, interp.Synthesis(interp.PGD(15.0, steps=2, targeted=True), targets=(3,)))
+    for fig in (perturbations.strip(found), perturbations.classes(found), perturbations.synthesis(drawn)):
+        assert_apart(fig)
+        shown = " ".join(t.get_text() for t in fig.findobj(Text))
+        assert said.split()[0] in shown and "judge" not in shown
+    assert f"other: the {said}, of the same architecture" in shown
+    page = slider(found, tmp_path / "page.html").read_text(encoding="utf-8")
+    page = page[page.rindex("Plotly.newPlot") :]
+    assert f"confidence in the goal of the {said}, of the same architecture" in page and "judge" not in page
+
+
+def test_judges_are_said_to_be_of_other_architectures(result: interp.Result, drawn: interp.Result, tmp_path: Path) -> None:
+    assert any("judges: models of other architectures" in t.get_text() for t in perturbations.synthesis(drawn).texts)
+    assert "of judges, models of other architectures" in slider(result, tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("given", "leaps"),
+    [
+        ({"steps": 45}, True),
+        ({"steps": 46}, False),
+        ({"steps": 5, "step_size": 0.1}, False),
+        ({"steps": 5, "rule": "apgd"}, False),
+        ({"steps": 5, "norm": "l2"}, False),
+    ],
+)
+def test_steps_that_leap_across_the_box_are_warned_of(given: dict[str, Any], leaps: bool, drawn: interp.Result) -> None:
+    params = {"attack": {"eps": 15.0, "norm": "linf", "step_size": None, "rule": "pgd", "loss": "ce"} | given}
+    said = perturbations.leaps(dataclasses.replace(drawn, params=params))
+    assert said.startswith("steps of 0.5 leap" if leaps else "") and bool(said) == leaps
+
+
+def test_a_figure_that_shows_some_images_says_so(inverted: interp.Result) -> None:
+    fig = perturbations.inversion(inverted, most=1)
+    assert any("the first 1 of 2 images" in t.get_text() for t in fig.texts)
+    assert not any("the first" in t.get_text() for t in perturbations.inversion(inverted).texts)
+    assert_apart(fig)
+
+
+@pytest.mark.parametrize("ends", [(0.1, 12.0), (2.0, 30.0), (-3.0, 15.0), (0.0, 5e4), (11.0, 19.0)])
+def test_a_loss_axis_has_at_least_three_ticks_and_few(ends: tuple[float, float]) -> None:
+    found = perturbations.ticks(*ends)
+    assert len(found) >= (3 if ends != (11.0, 19.0) else 0) and len(found) <= 8
+    assert all(ends[0] <= v <= ends[1] for v in found) and found == sorted(found)
+
+
+def test_success_toward_each_class_is_of_the_goals_that_count(each: interp.Result) -> None:
+    data = each.data
+    v, low, high = perturbations.shares(data, toward=True)
+    for m in range(data.sizes["model"]):
+        counted = data["counted"].values[m, 1:]
+        means = [data["reached"].values[m, 1:, 1, i][counted[:, i]].mean() for i in range(data.sizes["image"])]
+        assert v[m, 1] == pytest.approx(np.mean(means)) and low[m, 1] <= v[m, 1] <= high[m, 1]
+    none = data.assign(counted=data["counted"] & (data["image"] != data["image"][0]))
+    assert np.isfinite(perturbations.shares(none, toward=True)[0]).all()
+    assert np.isnan(perturbations.shares(data.assign(counted=~data["counted"] & False), toward=True)[0]).all()
 
 
 def test_overlap_is_seen() -> None:

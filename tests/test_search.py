@@ -413,6 +413,12 @@ def test_images_and_labels_are_looked_at_before_the_work(x: Tensor, y: Tensor, l
         attack(Curved(), x, y, PGD(0.1, steps=1, loss=loss))
 
 
+@pytest.mark.parametrize("loss", ["kl", "squared"])
+def test_probabilities_of_other_classes_are_refused(loss: str, tiny_models: list[Model], samples: Batch) -> None:
+    with pytest.raises(interp.InputError, match=r"probabilities of shape \(2, 7\); tiny_xcit has 10 classes: give \(2, 10\)"):
+        attack(tiny_models[0], samples.images[:2], torch.full((2, 7), 1 / 7), PGD(0.1, steps=1, loss=loss))
+
+
 def test_images_of_another_size_are_refused(tiny_models: list[Model], samples: Batch) -> None:
     with pytest.raises(interp.InputError, match="takes images"):
         attack(tiny_models[0], samples.images[:1, :, :16, :16], samples.labels[:1], PGD(0.1, steps=1))

@@ -14,7 +14,7 @@ import interp
 from interp.attacks.pgd import PGD
 from interp.attacks.search import attack
 from interp.attacks.sweep import Sweep, judged, labels_for, sweep, targets_of
-from interp.models.model import Model
+from interp.models.model import Model, judges_of
 from interp.result import as_plain, content_key
 from interp.types import Batch
 
@@ -68,7 +68,8 @@ def test_what_is_said_of_a_picture_is_what_the_model_reads_in_it(found: xr.Datas
         own = np.take_along_axis(belief, goal[..., None], -1)[..., 0]
         assert np.allclose(one["probability"].values[..., -1], own, atol=1e-4)  # where the curve ends
         assert np.allclose(one["loss"].values[..., -1], -np.log(own), atol=1e-3)
-    assert np.allclose(found["success"].values, found["reached"].values.mean(-1))
+    counted = np.broadcast_to(found["counted"].values[:, :, None], found["reached"].shape)
+    assert np.allclose(found["success"].values, found["reached"].where(counted).mean("image"), equal_nan=True)
 
 
 def test_curves_fall_away_and_rise_toward(found: xr.Dataset) -> None:
@@ -238,14 +239,45 @@ def test_chunks_of_nothing_are_refused(tiny_models: list[Model], batch: Batch) -
 
 def test_images_of_the_target_s_own_class_are_no_success(tiny_models: list[Model], batch: Batch) -> None:
     label = int(batch.labels[0])
-    others = int((batch.labels != label).sum())
+    count = (batch.labels != label) & (tiny_models[0](batch.images).argmax(1) != label)
+    others = int(count.sum())
     params = Sweep((0.0, 0.1), PGD(0.1, steps=1), target=label)
     result = sweep(tiny_models[:1], batch, params)
     assert (result.data["success_n"].values[0, 1] == others).all() and (result.data["success_n"].values[0, 0] == len(batch)).all()
-    reached = result.data["reached"].values[0, 1][:, (batch.labels != label).numpy()]
+    reached = result.data["reached"].values[0, 1][:, count.numpy()]
     assert np.allclose(result.data["success"].values[0, 1], reached.mean(-1) if others else np.nan, equal_nan=True)
     rows = result.table().query("direction == 'toward'")
     assert set(rows["n"]) == {others}
+
+
+def test_what_is_read_as_the_target_at_the_start_is_no_success(tiny_models: list[Model], samples: Batch) -> None:
+    """At ε = 0 nothing moves, so nothing reaches the likeliest other class, however often the model errs."""
+    some, params = samples[:8], Sweep((0.0,), PGD(0.0, steps=1), target="next-likely")
+    data = sweep(tiny_models, some, params).data
+    for m, model in enumerate(tiny_models):
+        right = int((model(some.images).argmax(1) == some.labels).sum())
+        assert right < len(some) and data["success_n"].values[m, 1, 0] == right
+        assert data["reached"].values[m, 1, 0].sum() == len(some) - right
+        assert data["success"].values[m, 1, 0] == 0 if right else np.isnan(data["success"].values[m, 1, 0])
+        assert data["success"].values[m, 0, 0] == pytest.approx(1 - right / len(some))
+
+
+def test_images_that_are_all_of_the_target_are_refused(tiny_models: list[Model], batch: Batch) -> None:
+    with pytest.raises(interp.InputError, match=r"all 1 images are of the target class .*; expected some of another"):
+        sweep(tiny_models, batch[:1], Sweep((0.1,), PGD(0.1, steps=1), target=int(batch.labels[0])))
+
+
+@pytest.mark.parametrize("analysis", ["sweep", "synthesise", "invert", "accumulate"])
+def test_no_models_are_refused(analysis: str, batch: Batch) -> None:
+    with pytest.raises(interp.InputError, match="no models were given; expected at least one"):
+        getattr(interp, analysis)([], batch)
+
+
+def test_architectures_whose_ids_begin_alike_judge_each_other(tiny: Any) -> None:
+    """Or not at all: 'a' and 'b', or 'net_a' and 'net_b', of two architectures are no group."""
+    for names in ("abcd", ("net_a", "net_b", "net_c", "net_d")):
+        models = [tiny(family, seed=i, id=names[i]) for i, family in enumerate(("xcit", "xcit", "resnet", "resnet"))]
+        assert judges_of(models, 0) == [2, 3] and judges_of(models, 3) == [0, 1]
 
 
 def test_the_arithmetic_is_on_record(tiny_models: list[Model], batch: Batch) -> None:

@@ -48,6 +48,15 @@ def test_it_starts_with_a_thirtieth_of_its_pixels_inside(tiny_models: list[Model
     assert rest.mean() == pytest.approx(0.5, abs=4 * 0.5 / rest.size**0.5)
 
 
+@pytest.mark.parametrize("random_start", [True, False])
+def test_the_first_row_is_what_it_begins_from(tiny_models: list[Model], samples: Batch, random_start: bool) -> None:
+    attack = dataclasses.replace(STILL, random_start=random_start)
+    data = synthesise(tiny_models[:1], samples[:1], Synthesis(attack)).data
+    assert np.abs(data["picture"].values[0] - data["start"].values).max() < 1e-6
+    inside = ((data["start"].values > 0) & (data["start"].values < 1)).mean()
+    assert inside == (pytest.approx(1 / 30, abs=0.01) if random_start else pytest.approx(1, abs=0.01))
+
+
 def test_seeds_draw_other_pictures_and_the_same_ones_again(tiny_models: list[Model], samples: Batch) -> None:
     one, again = (synthesise(tiny_models[:1], samples[:1], Synthesis(STILL, seeds=2, chunk=c)).data for c in (3, 20))
     assert np.array_equal(one["start"].values, again["start"].values)

@@ -25,7 +25,7 @@ from interp.attacks.losses import TO_FEATURES
 from interp.attacks.pgd import PGD
 from interp.attacks.search import attack
 from interp.attacks.starts import uniform
-from interp.models.model import Model, model_coords
+from interp.models.model import Model, check_some, model_coords
 from interp.result import Result, measure
 from interp.types import Batch, Images, InputError, pixels
 
@@ -60,6 +60,7 @@ def invert(models: Sequence[Model], batch: Batch, params: Invert = Invert()) -> 
     does not have, and for the start 'images' with a single one.
     """
     started = time.perf_counter()
+    check_some(models)
     start = _start(batch, params)
     for model in models:
         model.check_images(batch.images.shape)

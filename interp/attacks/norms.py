@@ -118,7 +118,8 @@ def _l1_land(x: Images, d: Tensor, eps: Tensor) -> Images:
 
 def _l1_start(z: Tensor, u: Tensor, eps: Tensor) -> Tensor:
     """Uniform in the ball: signed exponentials over their sum have a uniform direction; times ε·u^(1/dim)."""
-    e = z.sign() * -(torch.special.log_ndtr(-z.abs()) + math.log(2))  # |e|: the chance of a larger |z|, as an exponential
+    tail = torch.special.log_ndtr(-z.abs().cpu()).to(z)  # on the processor: MPS has no such function
+    e = z.sign() * -(tail + math.log(2))  # |e|: the chance of a larger |z|, as an exponential
     return unit(e, _l1_size(e)) * column(eps * u ** (1 / z[0].numel()), z)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import numbers
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -62,13 +63,15 @@ class PGD:
     blur: float = field(default=0.0, metadata=LATER)
 
     def __post_init__(self) -> None:
+        self._check_kinds()
         if not math.isfinite(self.eps) or self.eps < 0:
             raise InputError(f"ε is {self.eps}; expected a number ≥ 0 in units of [0, 1], such as 8/255")
         for name, known in (("norm", NORMS), ("loss", NAMES), ("rule", RULES), ("basis", BASES), ("keep", ("last", "best"))):
             if getattr(self, name) not in known:
                 raise InputError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
-        if self.steps < 1 or self.restarts < 1:
-            raise InputError(f"steps is {self.steps} and restarts {self.restarts}; expected at least 1 of each")
+        for name in ("steps", "restarts"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; expected at least 1")
         if self.step_size is not None and not (math.isfinite(self.step_size) and self.step_size > 0):
             raise InputError(f"step size is {self.step_size}; expected a number > 0, or none for 1.5·ε/steps")
         if self.step_size is not None and self.rule == "apgd":
@@ -81,6 +84,17 @@ class PGD:
         if self.basis == "fourier" and (self.rule, self.norm) == ("apgd", "l1"):
             raise InputError("apgd in L1 moves single pixels, of which the fourier basis has none; take another rule or norm")
 
+    def _check_kinds(self) -> None:
+        """Raise InputError for words in place of numbers, and for parts of steps and pixels."""
+        for name in ("eps", "step_size", "momentum", "decay", "blur"):
+            value = getattr(self, name)
+            if not (_is_number(value) or (name == "step_size" and value is None)):
+                raise InputError(f"{name} is {value!r}; expected a number, such as {'8 / 255' if name == 'eps' else '0.5'}")
+        for name in ("steps", "restarts", "jitter", "seed"):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+                raise InputError(f"{name} is {value!r}; expected a whole number")
+
     @classmethod
     def fgsm(cls, eps: float, *, targeted: bool = False, loss: str = "ce") -> PGD:
         """The fast gradient sign method (Goodfellow et al., arXiv 1412.6572): one step of size ε from the image."""
@@ -92,6 +106,10 @@ class PGD:
         if self.rule == "apgd":
             return self.eps * (1 if self.norm == "l1" else 2)
         return 1.5 * self.eps / self.steps if self.step_size is None else self.step_size
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -157,7 +175,7 @@ def pgd_steps(
     radius = _radius(x, pgd) if eps is None else eps.to(x)
     rule = RULES[pgd.rule](pgd, x, radius)
     shows = _shows(pgd, x, first, restart)
-    current = _begin(x, pgd, radius, start, first, restart)
+    current = begin(x, pgd, radius=radius, start=start, first=first, restart=restart)
     rows, sign = torch.arange(len(x), device=x.device), -1 if pgd.targeted else 1
     for index in range(pgd.steps):
         with torch.enable_grad():
@@ -183,11 +201,17 @@ def pgd_steps(
         yield Step(pgd.steps, current, None, loss_of(logits, y), logits, rows)
 
 
-def _begin(
-    x: Images, pgd: PGD, radius: Tensor, start: Images | None, first: int | Sequence[int], restart: int | Sequence[int]
+def begin(
+    x: Images,
+    pgd: PGD,
+    *,
+    radius: Tensor | None = None,
+    start: Images | None = None,
+    first: int | Sequence[int] = 0,
+    restart: int | Sequence[int] = 0,
 ) -> Images:
-    """The first iterate: as given, at random in the ball, or the image itself."""
-    norm = NORMS[pgd.norm]
+    """The first iterate of `pgd_steps`: as given, at random in the ball (radius (n,), else pgd.eps), or the image itself."""
+    norm, radius = NORMS[pgd.norm], _radius(x, pgd) if radius is None else radius
     if start is not None:
         return norm.land(x, start - x, radius)
     if not pgd.random_start:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor, nn
 
-from interp.attacks.losses import LOSSES, loss_named, succeeded
+from interp.attacks.losses import LOSSES, TO_DISTRIBUTION, loss_named, succeeded
 from interp.attacks.norms import NORMS
 from interp.attacks.pgd import PGD, Step, pgd_steps
 from interp.models.chunks import free, in_chunks, out_of_memory, tuned
@@ -136,6 +136,11 @@ def _check_labels(model: nn.Module, y: Tensor, pgd: PGD) -> None:
     if pgd.loss not in LOSSES:
         if y.ndim < 2 or not y.is_floating_point():
             raise InputError(f"the loss {pgd.loss} compares with vectors (n, d) of floats; found {y.dtype} {tuple(y.shape)}")
+        if pgd.loss in TO_DISTRIBUTION and isinstance(model, Model) and y.shape[1:] != (model.card.num_classes,):
+            raise InputError(
+                f"the loss {pgd.loss} compares with probabilities of shape {tuple(y.shape)}; {model.card.id} has "
+                f"{model.card.num_classes} classes: give ({len(y)}, {model.card.num_classes})"
+            )
         return
     if y.ndim != 1 or y.dtype != torch.int64:
         raise InputError(f"the loss {pgd.loss} needs labels (n,) int64; found {y.dtype} {tuple(y.shape)}")

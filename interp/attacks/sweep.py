@@ -22,7 +22,7 @@ from interp.attacks.losses import LOSSES
 from interp.attacks.pgd import PGD, Step
 from interp.attacks.search import Found, attack
 from interp.models.engine import PRECISIONS
-from interp.models.model import Model, judges_of, model_coords
+from interp.models.model import Model, check_some, judges_of, model_coords
 from interp.result import Result, with_interval
 from interp.stats import wilson
 from interp.types import Batch, InputError, Labels, pixels
@@ -120,21 +120,29 @@ def sweep(models: Sequence[Model], batch: Batch, params: Sweep = Sweep()) -> Res
 
     picture (model, direction, eps, image, y, x, channel): the perturbed images; directions are 'away', then 'toward' the target
     or each class by name. predicted, confidence: each model's own reading of them; reached: no longer read as the label (away),
-    or read as the target. goal (model, direction, image): the class concerned. others: mean probability of the goal for models
-    of other architectures, the independent judges (away: what is left of the label). loss, probability (…, step): along each
-    run, of the goal by the model itself. film (…, frame, y, x, channel) uint8, where asked for. Measure success (model,
-    direction, eps): share reached; toward a class, of the images of other classes (success_n of them).
+    or read as the target. goal (model, direction, image): the class concerned. others: mean probability of the goal for the
+    judges, see `judges_of` (away: what is left of the label). loss, probability (…, step): along each run, of the goal by the
+    model itself. film (…, frame, y, x, channel) uint8, where asked for. Measure success (model, direction, eps): share reached;
+    toward a class, of the images that are neither of it nor read as it before they move: counted (model, direction, image),
+    success_n of them. Raises InputError where all images are of the class to move toward.
     """
     started = time.perf_counter()
+    check_some(models)
     for model in models:
         model.check_images(batch.images.shape)
     if len({m.card.num_classes for m in models}) > 1:
         raise InputError(f"models have {[m.card.num_classes for m in models]} classes; give models of one set of classes")
+    if isinstance(params.target, int) and all(bool((labels_for(m, batch) == params.target).all()) for m in models):
+        raise InputError(
+            f"all {len(batch)} images are of the target class {models[0].card.label(params.target)}; expected some of another: "
+            f"give more images, or another target"
+        )
     runs = [_one(models, m, batch, params) for m in tqdm(range(len(models)), desc="perturbations", leave=False)]
     dims = ("model", "direction", "eps", "image")
     after = {"picture": ("y", "x", "channel"), "film": ("frame", "y", "x", "channel")}
     after |= {"loss": ("step",), "probability": ("step",)}
-    of = {name: (*dims, *after.get(name, ())) for name in runs[0] if name != "words"} | {"goal": ("model", "direction", "image")}
+    of = {name: (*dims, *after.get(name, ())) for name in runs[0] if name != "words"}
+    of |= dict.fromkeys(("goal", "counted"), ("model", "direction", "image"))
     data = xr.Dataset(
         {name: (of[name], np.stack([r[name] for r in runs])) for name in of if name != "film" or params.frames},
         coords=model_coords(models)
@@ -143,10 +151,8 @@ def sweep(models: Sequence[Model], batch: Batch, params: Sweep = Sweep()) -> Res
     )
     data["original"] = (("image", "y", "x", "channel"), pixels(batch.images))
     data["truth"] = ("image", batch.labels.numpy())
-    hits, goal = data["reached"].values, data["goal"].values
-    counts = np.ones_like(goal, bool)
-    counts[:, 1:] = goal[:, 1:] != goal[:, :1]  # an image of the target's class is there before it moves
-    counts = np.broadcast_to(counts[:, :, None], hits.shape)
+    hits = data["reached"].values
+    counts = np.broadcast_to(data["counted"].values[:, :, None], hits.shape)
     n = counts.sum(-1)
     rates = [wilson(int(k), int(of)) for k, of in zip((hits & counts).sum(-1).flat, n.flat, strict=True)]
     data = data.assign(with_interval("success", dims[:3], rates, n.shape, unit="share", better="none", n=len(batch)))
@@ -170,12 +176,15 @@ def _one(models: Sequence[Model], m: int, batch: Batch, params: Sweep) -> dict[s
     toward = _runs(model, batch, goals[1:], params, curves, away.x.shape[0])
     x, logits, reached = (torch.cat([getattr(f, name).cpu() for f in (away, toward)]) for name in ("x", "logits", "success"))
     top, shape = logits.softmax(1).max(1), (*goals.shape,)
+    counted = (goal != goal[:1]) & (goal != model.read(batch.images).argmax(1))  # others are there before they move
+    counted[0] = True  # away: all images, as in robust accuracy
     return {
         "picture": pixels(x.float()).reshape(*shape, *batch.images.shape[2:], 3),
         "predicted": top.indices.reshape(shape).numpy(),
         "confidence": top.values.float().reshape(shape).numpy(),
         "reached": reached.reshape(shape).numpy(),
         "goal": goal.numpy(),
+        "counted": counted.numpy(),
         "others": judged(models, m, x.float(), goals.flatten()).reshape(shape).numpy(),
         "loss": curves.loss,
         "probability": curves.probability,
@@ -197,7 +206,7 @@ def _runs(model: Model, batch: Batch, goals: Tensor, params: Sweep, curves: _Cur
 
 
 def judged(models: Sequence[Model], generator: int, x: Tensor, goals: Labels) -> Tensor:
-    """Mean probability (n,) that models of other architectures give each picture's goal; NaN where there are none."""
+    """Mean probability (n,) that the judges of a generator give each picture's goal (`judges_of`); NaN where there are none."""
     readings = [models[j].read(x).softmax(1) for j in judges_of(models, generator)]
     found = [reading.gather(1, goals[:, None])[:, 0] for reading in readings]
     return torch.stack(found).mean(0) if found else torch.full((len(x),), torch.nan)

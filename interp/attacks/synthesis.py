@@ -15,11 +15,11 @@ import xarray as xr
 from tqdm import tqdm
 
 from interp.attacks.losses import LOSSES
-from interp.attacks.pgd import PGD
+from interp.attacks.pgd import PGD, begin
 from interp.attacks.search import attack
 from interp.attacks.starts import STARTS, class_gaussian, other_images, uniform
 from interp.attacks.sweep import EACH, judged
-from interp.models.model import Model, model_coords
+from interp.models.model import Model, check_some, model_coords
 from interp.result import Result
 from interp.types import Batch, Images, InputError, Labels, pixels
 
@@ -50,10 +50,12 @@ class Synthesis:
 def synthesise(models: Sequence[Model], batch: Batch, params: Synthesis = Synthesis()) -> Result:
     """Draw each class from its start; with the start 'noise' the batch only gives the image size.
 
-    picture (model, seed, target, y, x, channel). predicted, own (model, seed, target): the model's reading, and its confidence
-    in the target; others: mean confidence in the target of the models of other architectures, the independent check.
+    picture (model, seed, target, y, x, channel); start (seed, target, …): the first iterate, a random point of the ball or what
+    params.start says (of several restarts, that of the first). predicted, own (model, seed, target): the model's reading, and
+    its confidence in the target; others: mean confidence in the target of the judges, see `judges_of`.
     """
     started = time.perf_counter()
+    check_some(models)
     classes = models[0].card.num_classes
     if any(m.card.num_classes != classes for m in models):
         raise InputError(f"models have {[m.card.num_classes for m in models]} classes; give models of one set of classes")
@@ -71,11 +73,11 @@ def synthesise(models: Sequence[Model], batch: Batch, params: Synthesis = Synthe
         predicted[m] = probability.argmax(1).reshape(shape[1:]).numpy()
         own[m] = probability.gather(1, goals[:, None]).reshape(shape[1:]).numpy()
         others[m] = judged(models, m, drawn, goals).reshape(shape[1:]).numpy()
-    dims, begin = ("model", "seed", "target"), pixels(x if start is None else start)
+    dims, begun = ("model", "seed", "target"), pixels(begin(x, params.attack, start=start))
     data = xr.Dataset(
         {
             "picture": ((*dims, "y", "x", "channel"), picture),
-            "start": ((*dims[1:], "y", "x", "channel"), begin.reshape(*shape[1:], *size, 3)),
+            "start": ((*dims[1:], "y", "x", "channel"), begun.reshape(*shape[1:], *size, 3)),
             "own": (dims, own),
             "predicted": (dims, predicted),
             "others": (dims, others),

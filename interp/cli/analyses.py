@@ -22,6 +22,7 @@ from interp.cli.options import (
     Folder,
     Images,
     Jitter,
+    Keep,
     Loss,
     Models,
     Normalise,
@@ -37,9 +38,11 @@ from interp.cli.options import (
     app,
     class_index,
     figure,
+    heeded,
     inputs,
     ladder,
     one_of,
+    out,
     pgd,
     print_measures,
     print_success,
@@ -99,6 +102,7 @@ def perturb(
     step_size: StepSize = None,
     loss: Loss = "ce",
     rule: Rule = "pgd",
+    keep: Keep = "last",
     start: Annotated[str, typer.Option(help="uniform in the ball, or image.")] = "uniform",
     basis: Basis = "pixels",
     jitter: Jitter = 0,
@@ -127,7 +131,7 @@ def perturb(
     values = tuple(fraction(part) for part in (eps or ladder(norm)).split(","))
     attack = pgd(
         values[0], norm, steps, step_size,
-        random_start=at_random, loss=loss, seed=seed, rule=rule, basis=basis, jitter=jitter, blur=blur,
+        random_start=at_random, loss=loss, seed=seed, rule=rule, keep=keep, basis=basis, jitter=jitter, blur=blur,
     )  # fmt: skip
     chosen, batch = inputs(models, images, max(n, 20), device)
     goal = target if target in (None, "each", "next-likely") else class_index(chosen[0], target)
@@ -164,6 +168,7 @@ def synthesise(
     step_size: StepSize = None,
     loss: Loss = "ce",
     rule: Rule = "pgd",
+    keep: Keep = "last",
     basis: Basis = "pixels",
     jitter: Jitter = 0,
     blur: Blur = 0.0,
@@ -175,12 +180,12 @@ def synthesise(
     """Pictures that each model draws toward every class: from noise, a Gaussian of the class, or images of others."""
     from interp.attacks.synthesis import Synthesis
     from interp.attacks.synthesis import synthesise as run
-    from interp.plots.perturbations import synthesis
+    from interp.plots.perturbations import leaps, synthesis
     from interp.types import fraction
 
     attack = pgd(
         fraction(eps or "15"), norm, steps, step_size,
-        targeted=True, loss=loss, seed=seed, rule=rule, basis=basis, jitter=jitter, blur=blur,
+        targeted=True, loss=loss, seed=seed, rule=rule, keep=keep, basis=basis, jitter=jitter, blur=blur,
     )  # fmt: skip
     params = Synthesis(attack, seeds, chunk, start)
     chosen, batch = inputs(models, images, 1 if start == "noise" else n, device)
@@ -191,6 +196,8 @@ def synthesise(
     result = remembered("synthesis", run, chosen, batch, params, out_dir)
     for k in range(seeds):
         save(synthesis(result, seed=k), out_dir, "synthesis" if seeds == 1 else f"synthesis_{k}")
+    if warning := leaps(result):
+        out.print(f"note: {warning}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -209,6 +216,7 @@ def invert(
     steps: Steps = 200,
     step_size: StepSize = None,
     rule: Rule = "pgd",
+    keep: Keep = "last",
     basis: Basis = "pixels",
     jitter: Jitter = 0,
     blur: Blur = 0.0,
@@ -225,7 +233,8 @@ def invert(
 
     attack = pgd(
         fraction(eps or "40"), norm, steps, step_size,
-        targeted=True, random_start=False, loss="features", seed=seed, rule=rule, basis=basis, jitter=jitter, blur=blur,
+        targeted=True, random_start=False, loss="features", seed=seed,
+        rule=rule, keep=keep, basis=basis, jitter=jitter, blur=blur,
     )  # fmt: skip
     params = Invert(layer, attack, start, chunk)
     chosen, batch = inputs(models, images, max(n, 20), device)
@@ -234,8 +243,21 @@ def invert(
     figure("inversion", run, chosen, spread(batch, n), params, out_dir)
 
 
+OPTIONS = {  # of gradients, that some sources do not heed
+    "samples": "--samples",
+    "sigma": "--sigma",
+    "baseline": "--baseline",
+    "rule": "--rule",
+    "norm": "--norm",
+    "loss": "--loss",
+    "use": "--use",
+}
+HEEDED = {"n": "samples", "attack": "norm"}  # fields of Accumulate, by the option that sets them
+
+
 @app.command()
 def gradients(
+    context: typer.Context,
     models: Models = None,
     images: Images = "samples:cifar10",
     n: Annotated[
@@ -273,11 +295,13 @@ def gradients(
     over = over or "steps"
     if eps and (method or over != "steps"):
         raise InputError(f"--eps is {eps}, but {method or f'over {over}'} takes no attack; leave it out, or take --over steps")
-    attack = pgd(fraction(eps or ladder(norm).split(",")[0]), norm, samples, seed=seed)
+    attack = pgd(fraction(eps or ladder(norm).split(",")[0]), norm, samples if over == "steps" else max(samples, 1), seed=seed)
     params = Accumulate(
         over, attack, samples, sigma, chunk,
         method=method, loss=loss, use=use, baseline=baseline, rule=rule, precision=precision,
     )  # fmt: skip
+    takes = [HEEDED.get(field, field) for field in params.takes] + ["samples"] * ("attack" in params.takes)
+    heeded(context, OPTIONS, takes=takes, what=method or f"over {over}")
     whole = over == "class" and not method
     n = n if n is not None else 1000 if whole else 6
     chosen, batch = inputs(models, images, n if whole else max(n, 20), device)

@@ -15,6 +15,8 @@ from interp.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from xarray import Dataset
+
     from interp.attacks.pgd import PGD
     from interp.models.answers import Said
     from interp.models.model import Model
@@ -29,6 +31,7 @@ app = typer.Typer(
 )
 out = Console()
 WIDTHS = (22, 14, 7)  # letters in the columns of a comparison: the measure, a model, the control
+SHARE = 13  # letters of a column of shares with their intervals
 FEW = 20  # classes that a message can list
 
 
@@ -48,6 +51,7 @@ Steps = Annotated[int, typer.Option(help="PGD steps.")]
 StepSize = Annotated[str | None, typer.Option(help="Size of a step, as ε; 1.5·ε/steps if none.")]
 Loss = Annotated[str, typer.Option(help="ce, margin, logit or dlr.")]
 Rule = Annotated[str, typer.Option(help="pgd, momentum or apgd.")]
+Keep = Annotated[str, typer.Option(help="The last point of a run, or the best on its way; apgd keeps the best.")]
 Basis = Annotated[str, typer.Option(help="pixels, or fourier for smooth steps.")]
 Jitter = Annotated[int, typer.Option(help="Show the model the picture shifted by up to so many pixels at each step.")]
 Blur = Annotated[float, typer.Option(help="Show the model the picture blurred, width in pixels.")]
@@ -159,6 +163,16 @@ def key_values(texts: list[str] | None, option: str, example: str) -> dict[str, 
     return values
 
 
+def heeded(context: typer.Context, names: dict[str, str], *, takes: Sequence[str], what: str) -> None:
+    """Raise InputError where an option was given (parameter: option as it is written) of which `what` heeds nothing."""
+    for name, option in names.items():
+        source = context.get_parameter_source(name)
+        if name not in takes and source is not None and source.name == "COMMANDLINE":
+            others = [known for other, known in names.items() if other in takes]
+            instead = f"; of these options it takes {', '.join(others)}" if others else ""
+            raise InputError(f"{option} is {context.params[name]}, but {what} does not take it{instead}; leave it out")
+
+
 def pgd(eps: float, norm: str, steps: int, step_size: str | None = None, **others: Any) -> PGD:
     """The attack that options describe."""
     from interp.attacks.pgd import PGD
@@ -232,21 +246,40 @@ def say_page(path: Path) -> None:
 
 
 def print_success(result: Result) -> None:
-    """The success of a sweep: a row per model and direction, a column per ε."""
+    """The success of a sweep: a row per model and direction, as many columns of ε beside each other as the terminal is wide."""
     from rich.table import Table
 
     from interp.plots.perturbations import size
     from interp.plots.style import labels, rows
 
     data = result.data
-    v, low, high = (data[f"success{end}"].values for end in ("", "_low", "_high"))
-    table = Table(f"success (n = {data.sizes['image']})", "", *(size(result, e) for e in range(data.sizes["eps"])), box=None)
-    table.columns[0].no_wrap = True
-    for m in rows(data):
-        for d, direction in enumerate(data["direction"].values):
-            cells = [f"{v[m, d, e]:.0%} [{low[m, d, e]:.0%}, {high[m, d, e]:.0%}]" for e in range(data.sizes["eps"])]
-            table.add_row(labels(data)[m], str(direction), *cells)
-    out.print(table)
+    n = data["success_n"].values[:, :, 0]
+    names = {(m, d): _directed(data, m, d) for m in rows(data) for d in range(data.sizes["direction"]) if n[m, d] > 0}
+    title = f"success (n = {data.sizes['image']})"
+    most = max(1, (out.width - max(map(len, (title, *labels(data), *names.values()))) - 2) // SHARE)
+    for first in range(0, data.sizes["eps"], most):
+        shown = range(first, min(first + most, data.sizes["eps"]))
+        heads = [size(result, e).replace(" (", "\n(") for e in shown]
+        table = Table(title, *heads, box=None, padding=(0, 2, 0, 0), pad_edge=False)
+        for column in table.columns:
+            column.no_wrap = True
+        for (m, d), direction in names.items():
+            table.add_row(f"{labels(data)[m]}\n{direction}", *(_share(data, m, d, e) for e in shown))
+        out.print(table)
+    if (left := int((n == 0).sum())) > 0:
+        out.print(f"left out: {left} rows in which no image counts (of the target, or read as it)", highlight=False)
+
+
+def _directed(data: Dataset, m: int, d: int) -> str:
+    """A direction, with the number of images that count in it where some do not."""
+    n = int(data["success_n"].values[m, d, 0])
+    return f"{data['direction'].values[d]}{f' (n = {n})' if n < data.sizes['image'] else ''}"
+
+
+def _share(data: Dataset, m: int, d: int, e: int) -> str:
+    """A share over its interval."""
+    v, low, high = (float(data[f"success{end}"].values[m, d, e]) for end in ("", "_low", "_high"))
+    return f"{v:.0%}\n[{low:.0%}, {high:.0%}]"
 
 
 def print_table(result: Result) -> None:

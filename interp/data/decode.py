@@ -43,7 +43,8 @@ def stored(source: Path | bytes, *, name: str) -> Image.Image:
         image: Image.Image = Image.open(io.BytesIO(source if isinstance(source, bytes) else source.read_bytes()))
         image.load()
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: broken PNG
-        raise InputError(f"{name} is not a readable image ({error}); expected PNG, JPEG, WebP or BMP") from error
+        why = "of no known format" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise InputError(f"{name} is not a readable image ({why}); expected PNG, JPEG, WebP or BMP") from error
     return image
 
 

@@ -23,13 +23,22 @@ from interp.gradients.paths import BASELINES, RULES, Blur, baseline, nodes
 from interp.gradients.spectrum import centroid, radial
 from interp.models.chunks import in_chunks, tuned
 from interp.models.engine import Engine, engine
-from interp.models.model import Model, model_coords
+from interp.models.model import Model, check_some, model_coords
 from interp.result import Result, with_interval
 from interp.stats import bootstrap
 from interp.types import Batch, Images, InputError, Labels, pixels
 
 SOURCES = ("steps", "noise", "path", "blur", "expected", "augment", "class")
 PATHS = ("path", "blur", "expected")
+TAKES: dict[str, tuple[str, ...]] = {  # the fields that a source heeds, besides precision, chunk and seed
+    "steps": ("attack", "loss", "use"),
+    "noise": ("n", "sigma", "loss", "use"),
+    "path": ("n", "baseline", "rule", "loss", "use"),
+    "blur": ("n", "rule", "loss", "use"),
+    "expected": ("n", "loss", "use"),
+    "augment": ("n", "loss", "use"),
+    "class": ("loss", "use"),
+}
 ORDERED = ("steps", "path", "blur")  # where neighbouring draws are neighbouring points
 UNITS = {
     "cosine": "cosine",
@@ -87,8 +96,15 @@ class Accumulate:
 
     @property
     def climbed(self) -> str:
-        """The name of the loss whose gradient is taken."""
+        """The name of the loss whose gradient is taken; captum's methods explain the logit."""
+        if self.method:
+            return "logit"
         return self.loss or (self.attack.loss if self.over == "steps" else "logit" if self.over in PATHS else "ce")
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """The fields that the source, or the method in its place, heeds; others do nothing."""
+        return captum.method(self.method).takes if self.method else TAKES[self.over]
 
     @property
     def draws(self) -> int:
@@ -110,15 +126,23 @@ def accumulate(models: Sequence[Model], batch: Batch, params: Accumulate = Accum
     error |Σ attribution − (L(baseline) − L(x))| / |L(baseline) − L(x)|. values_NAME (model, image): what they are made of.
 
     With over='class' an "image" is a class: its mean image, its images the draws. Raises InputError where images do not fit
-    the models, or have no labels to make classes of. Limit: one draw of noise of width 0 is the plain gradient.
+    the models, have no labels to make classes of, or labels beyond the models' classes. Limit: one draw of noise of width 0 is
+    the plain gradient.
     """
     started = time.perf_counter()
+    check_some(models)
+    for model in models:
+        if int(batch.labels.max()) >= model.card.num_classes:
+            raise InputError(
+                f"a label is {int(batch.labels.max())}; expected −1 (unknown) to {model.card.num_classes - 1}, the classes of "
+                f"{model.card.id}: give images of its classes"
+            )
     if params.over == "expected" and not params.method and len(batch) < 2:
         raise InputError("expected gradients start from the batch's other images, and there are none; give at least two")
     shown = _classes(models[0], batch) if params.over == "class" and not params.method else batch
     what = params.method or f"gradients over {params.over}"
     found = [_one(model, batch, shown, params) for model in tqdm(models, desc=what, leave=False)]
-    data = _dataset(models, shown, found)
+    data = _dataset(models, shown, found).assign_attrs(takes=" ".join(params.takes), climbed=params.climbed)
     title = f"{params.method} attributions" if params.method else f"Input gradients accumulated over {params.over}"
     return Result.of("gradients", title, data, params=params, models=models, batch=batch, started=started)
 

@@ -69,7 +69,7 @@ class Method:
 
     each: it fills a pass with one image's draws or perturbations, so images go one by one. start: what its attributions are
     measured from, 'baseline', 'references', or '' where they sum to nothing known. exact: the sum is exact by construction.
-    relu: it has a rule for ReLU alone.
+    relu: it has a rule for ReLU alone. takes: the fields of Accumulate that it heeds (besides precision, chunk and seed).
     """
 
     run: Callable[[_Task], Tensor]
@@ -77,6 +77,7 @@ class Method:
     start: str = ""
     exact: bool = False
     relu: bool = False
+    takes: tuple[str, ...] = ()
 
 
 def _plain(name: str) -> Callable[[_Task], Tensor]:
@@ -156,21 +157,23 @@ def _relevance(t: _Task) -> Tensor:
 METHODS: dict[str, Method] = {
     "Saliency": Method(_plain("Saliency")),
     "InputXGradient": Method(_plain("InputXGradient")),
-    "IntegratedGradients": Method(_integrated, start="baseline"),
-    "GradientShap": Method(_shap, each=True, start="references"),
-    "SmoothGrad": Method(_tunnel("smoothgrad"), each=True),
-    "SmoothGradSquare": Method(_tunnel("smoothgrad_sq"), each=True),
-    "VarGrad": Method(_tunnel("vargrad"), each=True),
-    "DeepLift": Method(lambda t: t.ask("DeepLift", baselines=t.begin), start="baseline", exact=True),
-    "DeepLiftShap": Method(lambda t: t.ask("DeepLiftShap", baselines=t.references), each=True, start="references", exact=True),
+    "IntegratedGradients": Method(_integrated, start="baseline", takes=("n", "baseline", "rule")),
+    "GradientShap": Method(_shap, each=True, start="references", takes=("n",)),
+    "SmoothGrad": Method(_tunnel("smoothgrad"), each=True, takes=("n", "sigma")),
+    "SmoothGradSquare": Method(_tunnel("smoothgrad_sq"), each=True, takes=("n", "sigma")),
+    "VarGrad": Method(_tunnel("vargrad"), each=True, takes=("n", "sigma")),
+    "DeepLift": Method(lambda t: t.ask("DeepLift", baselines=t.begin), start="baseline", exact=True, takes=("baseline",)),
+    "DeepLiftShap": Method(
+        lambda t: t.ask("DeepLiftShap", baselines=t.references), each=True, start="references", exact=True, takes=("n",)
+    ),
     "GuidedBackprop": Method(_plain("GuidedBackprop"), relu=True),
     "Deconvolution": Method(_plain("Deconvolution"), relu=True),
     "LRP": Method(_relevance),
-    "Occlusion": Method(_occlusion, each=True),
-    "FeatureAblation": Method(_superpixels("FeatureAblation", sampled=False), each=True),
-    "ShapleyValueSampling": Method(_superpixels("ShapleyValueSampling"), each=True, start="baseline"),
-    "KernelShap": Method(_superpixels("KernelShap"), each=True, start="baseline"),
-    "Lime": Method(_superpixels("Lime"), each=True),
+    "Occlusion": Method(_occlusion, each=True, takes=("baseline",)),
+    "FeatureAblation": Method(_superpixels("FeatureAblation", sampled=False), each=True, takes=("baseline",)),
+    "ShapleyValueSampling": Method(_superpixels("ShapleyValueSampling"), each=True, start="baseline", takes=("n", "baseline")),
+    "KernelShap": Method(_superpixels("KernelShap"), each=True, start="baseline", takes=("n", "baseline")),
+    "Lime": Method(_superpixels("Lime"), each=True, takes=("n", "baseline")),
 }
 
 

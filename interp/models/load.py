@@ -102,7 +102,8 @@ def locate(text: str) -> Path:
         return _fetched(text)
     if path.suffix or os.sep in text:
         return path  # reading it says that it is not there
-    near = difflib.get_close_matches(text, [*ids, *contrast(), *(e.name for e in catalogue().values())], n=3, cutoff=0.3)
+    known = dict.fromkeys([*ids, *contrast(), *(e.name for e in catalogue().values())])  # each once: a name may have many entries
+    near = difflib.get_close_matches(text, known, n=3, cutoff=0.3)
     raise InputError(
         f"{text!r} is neither a shipped checkpoint nor a file; the nearest ids are {', '.join(near or ids)}. "
         f"Give a path to a checkpoint, an id of `interp models '*'`, or timm:NAME"
@@ -151,15 +152,33 @@ def check_labels(card: Card, images: Batch) -> None:
     if images.classes and len(images.classes) != card.num_classes:
         raise InputError(
             f"model {card.id} has {card.num_classes} classes, the images come with {len(images.classes)} "
-            f"({', '.join(images.classes[:4])}…); use images of the classes the model was trained on"
+            f"({_some(images.classes)}); use images of the classes the model was trained on"
+            + (f", named as the model names them ({_some(card.labels)})" if card.labels else "")
         )
     if images.classes and card.labels and images.classes != card.labels:
         raise InputError(
-            f"model {card.id} names its classes {', '.join(card.labels[:4])}…, the images {', '.join(images.classes[:4])}…; "
-            f"rename the class folders so that names and order agree"
+            f"model {card.id} names its classes {_some(card.labels)}, the images {_some(images.classes)}; "
+            f"rename the class folders so that they have the model's names"
         )
     if int(images.labels.max()) >= card.num_classes:
         raise InputError(f"model {card.id} has {card.num_classes} classes, the images have a label {int(images.labels.max())}")
+
+
+def _some(names: tuple[str, ...], most: int = 4) -> str:
+    return ", ".join(names[:most]) + ("…" if len(names) > most else "")
+
+
+def by_name(images: Batch, labels: tuple[str, ...]) -> Batch:
+    """The images with the labels of a model, where every one of their classes is one of the model's by name; else as they are.
+
+    So a folder with some of the model's classes, or with all of them in another order, means what its names say.
+    """
+    if not images.classes or images.classes == labels or not set(images.classes) <= set(labels) or len(set(labels)) < len(labels):
+        return images
+    new = torch.tensor([*map(labels.index, images.classes), -1])[images.labels]  # an unknown label, −1, takes the last: it stays
+    named = dataclasses.replace(images, labels=new, classes=labels)
+    by_class = bool((images.labels.diff() >= 0).all())  # as folders are: then again so, for `Batch.some`
+    return named[new.argsort(stable=True).tolist()] if by_class else named
 
 
 def _load_timm(name: str, said: Said) -> Model:

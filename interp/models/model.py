@@ -30,7 +30,8 @@ class Model(nn.Module):
 
     def __init__(self, net: nn.Module, card: Card) -> None:
         super().__init__()
-        self.net = net.to(memory_format=torch.channels_last)  # the same function, faster convolutions
+        flat = all(t.ndim <= 4 for t in (*net.parameters(), *net.buffers()))  # the format is refused for five axes
+        self.net = net.to(memory_format=torch.channels_last) if flat else net  # the same function, faster convolutions
         self.card = card
         self.family = family_of(net)
         for name, values in (("mean", card.preprocess.mean), ("std", card.preprocess.std)):
@@ -73,7 +74,7 @@ class Model(nn.Module):
         if len(shape) != 4 or shape[1] != 3 or tuple(shape[2:]) != (size, size):
             raise InputError(
                 f"model {self.card.id} takes images (n, 3, {size}, {size}); found {tuple(shape)}. "
-                f"Load them with interp.images(source, preprocess=model.card.preprocess), or give --size {size}"
+                f"Load them with interp.images(source, preprocess=model.card.preprocess)"
             )
 
     def __repr__(self) -> str:
@@ -114,7 +115,9 @@ def model_coords(models: Sequence[Model]) -> dict[str, Any]:
     """
     built = [(m.card.arch, tuple(sorted((k, str(v)) for k, v in m.card.arch_args.items()))) for m in models]
     twins = {b: [m.card.id for m, other in zip(models, built, strict=True) if other == b] for b in built}
-    names = {b: os.path.commonprefix(ids).rstrip("_") for b, ids in twins.items()}  # noqa: RUF071 (names, not paths)
+    names = {b: os.path.commonprefix(ids).rstrip("_") or ids[0] for b, ids in twins.items()}  # noqa: RUF071 (names, not paths)
+    alike = [b for b, name in names.items() if list(names.values()).count(name) > 1]
+    names |= {b: twins[b][0] for b in alike}  # where two architectures' ids begin alike, the first id of each
     titles = [_label(m) for m in models]
     names_known = {"class": list(models[0].card.labels)} if models[0].card.labels else {}
     return names_known | {
@@ -125,11 +128,18 @@ def model_coords(models: Sequence[Model]) -> dict[str, Any]:
     }
 
 
+def check_some(models: Sequence[Model]) -> None:
+    """Raise InputError where there is no model to analyse."""
+    if not models:
+        raise InputError("no models were given; expected at least one, such as interp.load('PATH')")
+
+
 def judges_of(models: Sequence[Model], generator: int | None) -> list[int]:
     """Positions of the models that may judge what `models[generator]` made: those of other architectures.
 
     Twins so have the same judges and can be compared; a robust twin would otherwise be judged by one robust model fewer.
-    Where all models share one architecture, all others judge. generator None (a control) is judged by all.
+    Where all models share one architecture, all others judge: less independent, and figures then say "other models" in place of
+    "judges". generator None (a control) is judged by all.
     """
     if generator is None:
         return list(range(len(models)))

@@ -10,19 +10,26 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from interp.plots.images import SEQUENTIAL, bar, head, name_of
-from interp.plots.style import Drawing, colours, grid, labels, look, row_names, rows, wrap
+from interp.plots.perturbations import NORMS, choices, first_of, number
+from interp.plots.style import Drawing, colours, grid, labels, look, note, row_names, rows, wrap
 from interp.result import Result
 
 DIVERGING = "RdBu_r"
+PATHS = {"path": "integrated gradients", "blur": "blur-path attribution", "expected": "expected gradients"}
+LOSSES = {"ce": "cross-entropy", "logit": "the label's logit"}
+MOST = {"class": 10}  # rows of a figure, by source
 SHARES = {"entropy": "entropy of |v|\n(1: uniform)", "gini": "Gini index of |v|\n(0: uniform)"}
 
 
-def gradients(result: Result, *, most: int = 6, limit: float = 3.0) -> Figure:
+def gradients(result: Result, *, most: int | None = None, limit: float = 3.0) -> Figure:
     """Mean input gradient, or the attribution where there is one; images × models, standard beside robust.
 
     Summed over channels, each panel in units of its own root mean square (printed below it), all on one scale of ±limit;
-    from 0 on where nothing is negative.
+    from 0 on where nothing is negative. Below it how it was made (`how`). Of more than `most` images (6 if none, 10 classes) the
+    first, and the figure says so.
     """
+    over, whole = result.params["over"], result.data.sizes["image"]
+    most = most or MOST.get(over, 6)
     data = result.data.isel(image=slice(0, most))
     order, what = rows(data), _what(data)
     summed = data[what].values.sum(-1)
@@ -39,6 +46,8 @@ def gradients(result: Result, *, most: int = 6, limit: float = 3.0) -> Figure:
         head(axes, data, order)
         row_names(axes, _names(data))
         bar(fig, axes, colour, (low, limit), f"{_title(result)} / its rms over the panel; one scale for all panels")
+        shown = first_of(whole, most).replace("images", "classes" if over == "class" else "images")
+        note(fig, 0.7, [how(result) + shown])
     return fig
 
 
@@ -65,6 +74,7 @@ def profiles(result: Result) -> Figure:
         gini.set_yticklabels([])
         handles, names = lines[-1].get_legend_handles_labels()
         fig.legend(handles, names, loc="lower center", bbox_to_anchor=(0.5, 1.02), ncols=min(len(names), 6), frameon=False)
+        note(fig, 0.56, [f"{_title(result)}: {how(result)}; n = {data.sizes['image']}"])
     return fig
 
 
@@ -102,10 +112,44 @@ def _what(data: xr.Dataset) -> str:
 def _title(result: Result) -> str:
     """What the panels show, in a word or two."""
     if method := result.params.get("method"):
-        return method.removeprefix("captum:")
+        return str(method.removeprefix("captum:"))
     if "attribution" in result.data:
-        return "attribution"
+        return PATHS[result.params["over"]]
     return {"sign": "mean sign of the gradient", "absolute": "mean |gradient|"}.get(result.params.get("use", "raw"), "gradient")
+
+
+def how(result: Result) -> str:
+    """What was accumulated in a few words: the source with its draws, width, start and rule, the loss, and the precision."""
+    params, said = result.params, result.data.attrs
+    takes, n = said.get("takes", "").split(), params["n"]
+    parts = {
+        "n": f"{n} {'points' if 'rule' in takes else 'draws'}",
+        "sigma": f"σ = {params['sigma']:g}",
+        "baseline": f"from {params.get('baseline', 'grey')}",
+        "rule": params.get("rule", "gauss-legendre"),
+    }
+    method = params.get("method", "")
+    words = [f"captum's {method.removeprefix('captum:')}" if method else _source(result)]
+    words += [text for name, text in parts.items() if name in takes]
+    if climbed := said.get("climbed"):
+        words.append(LOSSES.get(climbed, f"{climbed} loss"))
+    more = [c for c in choices(result) if not c.endswith(" loss") and ("attack" in takes or c == params.get("precision"))]
+    return ", ".join([*words, *more])
+
+
+def _source(result: Result) -> str:
+    """Where the gradients are taken."""
+    attack, over = result.params["attack"], str(result.params["over"])
+    start = "a random start" if attack["random_start"] else "the image"
+    return {
+        "steps": f"{NORMS[attack['norm']]} PGD, ε = {number(attack['eps'])}, {attack['steps']} steps from {start}",
+        "noise": "images with noise",
+        "path": "straight path",
+        "blur": "path through blurs",
+        "expected": "straight paths from other images",
+        "augment": "random views",
+        "class": "images of each class",
+    }[over]
 
 
 def _names(data: xr.Dataset) -> list[str]:

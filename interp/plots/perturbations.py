@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
 from matplotlib.transforms import ScaledTranslation
 
 from interp.errors import InputError
@@ -15,6 +16,7 @@ from interp.result import Result
 
 NORMS = {"linf": "L∞", "l2": "L2", "l1": "L1"}
 CORNER = 34  # letters of how pictures were made that fit over the first column
+LEAP = 0.5  # a step in L∞ after which only extremes of the box are left
 LETTERS = 15  # of a class name that fit under a picture beside a percentage
 
 
@@ -41,6 +43,24 @@ def chosen(data: xr.Dataset, image: int) -> int:
     return 1 if toward == 1 else 1 + (int(data["goal"].values[0, 0, image]) + 1) % toward
 
 
+def judges(data: xr.Dataset) -> str:
+    """How those are called who read what a model made: 'judges', 'other model(s)' of the same architecture, '' for nobody.
+
+    Judges are the models of other architectures; where there is but one architecture, the other models.
+    """
+    if len(set(data["group"].values.tolist())) > 1:
+        return "judges"
+    return {1: "", 2: "other model"}.get(data.sizes["model"], "other models")
+
+
+def independence(data: xr.Dataset) -> str:
+    """Who the judges are, for the small print of a synthesis ('' where there are none)."""
+    who = judges(data)
+    if who == "judges":
+        return "judges: models of other architectures"
+    return f"other: the {who}, of the same architecture" if who else ""
+
+
 def reading(data: xr.Dataset, m: int, d: int, e: int, i: int) -> tuple[str, str]:
     """Two lines on one picture: the model's own reading, the judges' mean confidence in the goal ('' without judges).
 
@@ -49,7 +69,7 @@ def reading(data: xr.Dataset, m: int, d: int, e: int, i: int) -> tuple[str, str]
     seen = short(name_of(data, int(data["predicted"].values[m, d, e, i])))
     others = float(data["others"].values[m, d, e, i])
     goal = f" {short(name_of(data, int(data['goal'].values[m, d, i])), 12)}" if len(_goals(data, d, i)) > 1 else ""
-    return f"{seen} {data['confidence'].values[m, d, e, i]:.0%}", "" if np.isnan(others) else f"judges {others:.0%}{goal}"
+    return f"{seen} {data['confidence'].values[m, d, e, i]:.0%}", "" if np.isnan(others) else f"{judges(data)} {others:.0%}{goal}"
 
 
 def under(ax: Axes, lines: tuple[str, ...]) -> None:
@@ -60,7 +80,7 @@ def under(ax: Axes, lines: tuple[str, ...]) -> None:
 def strip(result: Result, *, image: int = 0) -> Figure:
     """One image under every model: columns the original, then each ε away from its class, then toward another.
 
-    Under each picture the model's own reading, and the mean confidence of the judges (models of other architectures) in the goal.
+    Under each picture the model's own reading, and the mean confidence of the `judges` in the goal.
     """
     data, i = result.data, image
     order, eps = rows(data), data["eps"].values
@@ -134,7 +154,7 @@ def classes(result: Result, *, image: int = 0, eps: int = -1) -> Figure:
         for m, line in zip(order, axes, strict=True):
             line[0].imshow(data["original"].values[i])
             others = float(data["others"].values[m, 1:, e, i].mean())
-            under(line[0], () if np.isnan(others) else ("judges, mean", f"of the row {others:.0%}"))
+            under(line[0], () if np.isnan(others) else (f"{judges(data)}, mean", f"of the row {others:.0%}"))
             for ax, d in zip(line[1:], columns, strict=True):
                 ax.imshow(data["picture"].values[m, d, e, i])
                 under(ax, reading(data, m, d, e, i))
@@ -189,6 +209,19 @@ def _ranged(line: np.ndarray, name: str, means: np.ndarray) -> None:
             ax.set_ylim(-0.03, 1.03)
         elif np.abs(means).max() > 10:
             ax.set_yscale("symlog", linthresh=1)
+            ax.yaxis.set_major_locator(FixedLocator(ticks(*ax.get_ylim())))
+            ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def ticks(low: float, high: float) -> list[float]:
+    """At least three ticks of an axis that is logarithmic beyond ±1: powers of ten, or more where these are fewer than three."""
+    decades = [10.0**k for k in range(8)]
+    for parts in ((1,), (1, 3), (1, 2, 5), range(1, 10)):
+        sizes = [part * decade for decade in decades for part in parts]
+        found = [v for v in (*(-s for s in reversed(sizes)), 0.0, *sizes) if low <= v <= high]
+        if len(found) >= 3:
+            break
+    return found
 
 
 def success(result: Result) -> Figure:
@@ -203,7 +236,7 @@ def success(result: Result) -> Figure:
         fig = Drawing(figsize=(6.4, 2.6))
         axes = fig.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.08})
         for ax, side in zip(axes, ("away", "toward"), strict=True):
-            v, low, high = _shares(data, toward=side == "toward")
+            v, low, high = shares(data, toward=side == "toward")
             for k, m in enumerate(rows(data)):
                 apart = ScaledTranslation((k - (data.sizes["model"] - 1) / 2) * 2.2 / 72, 0, fig.dpi_scale_trans)
                 ends = np.stack([v[m] - low[m], high[m] - v[m]]).clip(0)
@@ -227,20 +260,26 @@ def success(result: Result) -> Figure:
         if each:
             kind += "; toward: 95 % bootstrap intervals over images"
         elif "success_n" in data and int(data["success_n"].values[:, 1].min()) < data.sizes["image"]:
-            kind += f"; toward: the {int(data['success_n'].values[:, 1].min())} of other classes"
+            kind += f"; toward: {_span(data['success_n'].values[:, 1])} not of the target, nor read as it at the start"
         _legend(fig, axes[0], _noted(f"n = {data.sizes['image']} images, {kind}", result), drop=0.6)
     return fig
 
 
 def per_image(data: xr.Dataset, name: str, *, toward: bool) -> np.ndarray:
-    """A variable (model, direction, ε, image, …) of one side: away, or toward as the mean over goals other than the own class."""
+    """A variable (model, direction, ε, image, …) of one side: away, or toward as the mean over goals other than the own class.
+
+    reached, toward each class: over the goals that count as success, NaN for an image that has none.
+    """
     v = data[name].values.astype(np.float64)
     if not toward:
         return v[:, 0]
     other = data["goal"].values[:, 1:] != data["goal"].values[:, :1]
     if data.sizes["direction"] == 2:
         other = np.ones_like(other)
-    weight = other / other.sum(1, keepdims=True)  # (model, direction, image)
+    elif name == "reached" and "counted" in data:
+        other = data["counted"].values[:, 1:]
+    n = other.sum(1, keepdims=True)
+    weight = np.where(n > 0, other / np.maximum(n, 1), np.nan)  # (model, direction, image)
     return np.einsum("mdei...,mdi->mei...", v[:, 1:], weight)
 
 
@@ -252,20 +291,29 @@ def band(values: np.ndarray, *, draws: int = 1000, seed: int = 0) -> tuple[np.nd
     return low, high
 
 
-def _shares(data: xr.Dataset, *, toward: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Success (model, ε) with the ends of its interval."""
+def _span(values: np.ndarray) -> str:
+    """'the 17', 'the 15 to 17'."""
+    low, high = int(values.min()), int(values.max())
+    return f"the {low}" if low == high else f"the {low} to {high}"
+
+
+def shares(data: xr.Dataset, *, toward: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Success (model, ε) with the ends of its interval, of the images that count."""
     if not toward or data.sizes["direction"] == 2:
         v, low, high = (data[f"success{end}"].values[:, int(toward)] for end in ("", "_low", "_high"))
         return v, low, high
     reached = per_image(data, "reached", toward=True)
-    low, high = band(np.moveaxis(reached, -1, 0))
-    return reached.mean(-1), low, high
+    found = np.full((3, *reached.shape[:2]), np.nan)
+    for m, values in enumerate(np.moveaxis(reached, -1, 1)):  # (image, ε)
+        if len(kept := values[~np.isnan(values).any(1)]):
+            found[:, m] = kept.mean(0), *band(kept)
+    return found[0], found[1], found[2]
 
 
 def synthesis(result: Result, *, seed: int = 0) -> Figure:
     """Pictures drawn from the starts in the first row, models × target classes.
 
-    Under each the model's reading, its own confidence in the target and that of the judges, models of other architectures.
+    Under each the model's reading, its own confidence in the target and that of the `judges`.
     """
     data = result.data.isel(seed=seed)
     order = rows(data)
@@ -278,17 +326,21 @@ def synthesis(result: Result, *, seed: int = 0) -> Figure:
                 ax.imshow(data["picture"].values[m, c])
                 own, others = data["own"].values[m, c], data["others"].values[m, c]
                 seen = short(name_of(data, int(data["predicted"].values[m, c])))
-                under(ax, (seen, f"own {own:.0%}" + ("" if np.isnan(others) else f", judges {others:.0%}")))
+                under(ax, (seen, f"own {own:.0%}" + ("" if np.isnan(others) else f", {judges(data).split()[0]} {others:.0%}")))
         for ax, name in zip(axes[0], data["target"].values, strict=True):
             ax.set_title(short(str(name)))
         row_names(axes, ["start", *(labels(data)[m] for m in order)])
-        fig.text(0, 0, how(result), va="top", fontsize=7)
+        lines = [how(result), independence(data), leaps(result)]
+        fig.text(0, 0, "\n".join(filter(None, lines)), va="top", fontsize=7)
     return fig
 
 
 def inversion(result: Result, *, most: int = 6) -> Figure:
-    """Images × models: image, start, then each model's picture with the same features; under it the distance that remains."""
-    data = result.data.isel(image=slice(0, most))
+    """Images × models: image, start, then each model's picture with the same features; under it the distance that remains.
+
+    Of more than `most` images the first, and the figure says so.
+    """
+    data, whole = result.data.isel(image=slice(0, most)), result.data.sizes["image"]
     order = rows(data)
     with look():
         fig, axes = grid(data.sizes["image"], 2 + len(order), left=0.75, top=0.42, gap=0.2)
@@ -302,9 +354,23 @@ def inversion(result: Result, *, most: int = 6) -> Figure:
             ax.set_title(text)
         row_names(axes, [short(name_of(data, int(v))) for v in data["truth"].values])
         layer = result.params["layer"] or "the input of the last layer"
-        text = f"Below: ‖φ(x′) − φ(x)‖ / ‖φ(x)‖ at the start → at the end; φ: {layer}"
+        text = f"Below: ‖φ(x′) − φ(x)‖ / ‖φ(x)‖ at the start → at the end; φ: {layer}{first_of(whole, most)}"
         fig.text(axes[0, 0].get_position().x0, 0, _noted(text, result), va="top", fontsize=7)
     return fig
+
+
+def first_of(whole: int, most: int) -> str:
+    """What a figure says that shows only its first images: '; the first 6 of 8 images'."""
+    return f"; the first {most} of {whole} images" if whole > most else ""
+
+
+def leaps(result: Result) -> str:
+    """A warning where one step (L∞, rules with a fixed step) goes half across the box [0, 1] or farther: it draws nothing."""
+    attack = result.params["attack"]
+    alpha = attack["step_size"] or 1.5 * attack["eps"] / attack["steps"]
+    if attack["norm"] != "linf" or attack.get("rule", "pgd") == "apgd" or alpha < LEAP:
+        return ""
+    return f"steps of {number(alpha)} leap across the box [0, 1] and draw nothing: take more, or smaller ones"
 
 
 def _line(data: xr.Dataset, m: int) -> str:

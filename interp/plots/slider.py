@@ -15,7 +15,7 @@ from plotly.subplots import make_subplots
 
 from interp.errors import InputError
 from interp.plots.images import name_of
-from interp.plots.perturbations import chosen, how, reading, size, way
+from interp.plots.perturbations import chosen, how, judges, reading, size, way
 from interp.plots.style import labels, rows
 from interp.result import Result
 
@@ -27,7 +27,7 @@ JUMP = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transiti
 def slider(result: Result, path: Path | str, *, image: int = 0, over: str = "eps", eps: int = -1) -> Path:
     """Write one image's pictures, away from its class and toward another under every model, with a slider, and return the path.
 
-    over 'eps': where each attack ended; below, the model's reading and the judges' confidence in the goal. over 'step': the run
+    over 'eps': where each attack ended; below, the model's reading and the `judges`' confidence in the goal. over 'step': the run
     at one ε (eps: its position, the last if not given) through the pictures kept along the way; below, loss and the model's
     probability of the goal. Raises InputError for another `over`, and for steps where the sweep kept no pictures.
     """
@@ -66,11 +66,7 @@ def _figure(result: Result, i: int, over: str, e: int) -> go.Figure:
         fig.update_yaxes(title_text=way(data, d, i).replace(" ", "<br>", 1), row=row, col=1)
     moves = [{"label": f.name.partition(" (")[0], "method": "animate", "args": [[f.name], JUMP]} for f in frames]
     at = f"{eps[e]}, step " if over == "step" else ""
-    below = (
-        "loss and the model's own probability of the goal"
-        if at
-        else "the model's reading; the judges' mean confidence in the goal"
-    )
+    below = "loss and the model's own probability of the goal" if at else f"the model's reading{_judged(data)}"
     fig.update_layout(
         frames[0].layout,
         template="plotly_white",
@@ -86,6 +82,16 @@ def _figure(result: Result, i: int, over: str, e: int) -> go.Figure:
         sliders=[{"steps": moves, "active": 0, "currentvalue": {"prefix": at}, "pad": {"t": 50}}],
     )
     return fig
+
+
+def _judged(data: xr.Dataset) -> str:
+    """What the second line under a picture is."""
+    return {
+        "": "",
+        "judges": "; the mean confidence in the goal of judges, models of other architectures",
+        "other model": "; the confidence in the goal of the other model, of the same architecture",
+        "other models": "; the mean confidence in the goal of the other models, of the same architecture",
+    }[judges(data)]
 
 
 def _frame(data: xr.Dataset, panels: list[tuple[int, int]], i: int, e: int, f: int | None, name: str) -> go.Frame:
