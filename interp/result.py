@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCHEMA = 1  # raise when the meaning of stored arrays changes: old files are then refused
-REVISIONS = {"sweep": 2, "synthesis": 2, "compare": 2}  # raise when an analysis changes what it finds: old files are then not reused
+REVISIONS = {"sweep": 2, "synthesis": 2, "compare": 2}  # raise when an analysis finds something else: old files are not reused
 
 
 @dataclass(frozen=True)

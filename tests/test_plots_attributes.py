@@ -77,6 +77,14 @@ def extras(rng: np.random.Generator) -> dict[str, object]:
         "synthesis": (("model", "target", "y", "x", "channel"), rng.random((four, 3, 8, 8, 3))),
         "concept_crop": (("model", "part", "top", "crop_y", "crop_x", "channel"), rng.random((four, 2, 3, 4, 4, 3))),
         "concept_score": (("model", "concept", "tested_class"), np.where(rng.random((four, 4, 3)) < 0.3, np.nan, 0.7)),
+        "concept_middle_score": (("model", "concept", "tested_class"), np.full((four, 4, 3), 0.5)),
+        "concepts_needed": ("model", np.array([12.0, 15, np.nan, 20])),
+        "concepts_needed_low": ("model", np.array([11.0, 14, np.nan, 18])),
+        "concepts_needed_high": ("model", np.array([14.0, 15, np.nan, 26])),
+        "why_concepts_needed": ("model", ["", "", "more than 32 are needed", ""]),
+        "concepts_needed_shuffled": ("model", np.array([30.0, 40, 50, 60])),
+        "concepts_needed_shuffled_low": ("model", np.array([29.0, 39, 49, 59])),
+        "concepts_needed_shuffled_high": ("model", np.array([31.0, 41, 51, 61])),
         "cka": (("model", "other"), np.eye(four)),
         "best_match": (("model", "other"), np.eye(four)),
         "spectrum": (("model", "frequency"), rng.random((four, 5))),
@@ -220,6 +228,12 @@ def test_every_figure_is_drawn(drawn: attributes.Drawn, full: interp.Result) -> 
     fig = drawn.draw(full)
     assert fig.axes and fig.get_figwidth() < 11
     fig.canvas.draw()
+
+
+def test_a_number_of_concepts_that_is_missing_is_explained(full: interp.Result) -> None:
+    said = " ".join(t.get_text() for t in attributes.needed(full).texts)
+    missing = LABELS[2]
+    assert f"{missing}: more than 32 are needed." in " ".join(said.split())
 
 
 def test_judges_frame_the_generator_and_bars_are_the_checks(full: interp.Result) -> None:

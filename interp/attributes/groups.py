@@ -110,30 +110,45 @@ def shape_or_texture(models: Sequence[Model], batch: Batch, _goals: Labels, size
 
 
 def named_concepts(models: Sequence[Model], batch: Batch, _goals: Labels, sizes: Sizes, chunk: int) -> Found:
-    """TCAV at the last layer: how far classes depend on drawn concepts and classes of photographs, beside random pictures."""
-    rows, few = _named(concepts.MEASURES, "concept_"), batch[: sizes.tested]
-    sets: list[Batch | None] = [None, *_photographs(models[0], sizes.concepts)]
-    found = each(
-        lambda m: [concepts.tcav(m, few.images, few.labels, photos=p, layers=(concepts.LAST,), chunk=chunk)[0] for p in sets],
-        models,
-        desc="concepts",
-    )
-    strength, blind = _beside(found, lambda f: np.abs(f.sensitivity))
-    kinds = {"sensitivity": (strength.mean(2), blind.mean(2), "tested")} | {
-        name: (*_beside(found, of), "concept")
-        for name, of in (("significant", lambda f: f.depending), ("told_apart", lambda f: f.accuracy.mean(1)))
-    }
-    columns = [Column(rows[name], own, other, "random pictures", unit) for name, (own, other, unit) in kinds.items()]
-    first = [(f.names[:-1], p is not None) for f, p in zip(found[0], sets, strict=True)]
+    """TCAV, at the last layer and half-way: how far classes depend on drawn concepts and photographs, beside random pictures."""
+    few, sets = batch[: sizes.tested], [None, *_photographs(models[0], sizes.concepts)]
+    depths = _depths(models)
+
+    def run(model: Model) -> list[list[concepts.Sensitivity]]:
+        layers = [layer(model) for layer in depths.values()]
+        return [concepts.tcav(model, few.images, few.labels, photos=p, layers=layers, chunk=chunk) for p in sets]
+
+    every = each(run, models, desc="concepts")  # (model, set, depth)
+    columns: list[Column] = []
+    first = [(of[0].names[:-1], p is not None) for of, p in zip(every[0], sets, strict=True)]
     extras: dict[str, object] = {
-        "concept_score": (
-            ("model", "concept", "tested_class"),
-            np.stack([np.concatenate([f.score[:-1] for f in of]) for of in found]),
-        ),
         "concept": ("concept", [f"{name} (photo)" if photo else name for names, photo in first for name in names]),
-        "tested_class": ("tested_class", [models[0].card.label(k) for k in range(found[0][0].score.shape[1])]),
+        "tested_class": ("tested_class", [models[0].card.label(k) for k in range(every[0][0][0].score.shape[1])]),
     }
-    return columns, extras | _why(rows["sensitivity"].name, [of[0].why for of in found])
+    for d, depth in enumerate(depths):
+        found = [[of[d] for of in sets_of] for sets_of in every]
+        rows = _named(concepts.MEASURES, f"concept_{depth}")
+        if depth:
+            rows = {k: dataclasses.replace(m, title=f"{m.title}, half-way") for k, m in rows.items()}
+        strength, blind = _beside(found, lambda f: np.abs(f.sensitivity))
+        kinds = {"sensitivity": (strength.mean(2), blind.mean(2), "tested")} | {
+            name: (*_beside(found, of), "concept")
+            for name, of in (("significant", lambda f: f.depending), ("told_apart", lambda f: f.accuracy.mean(1)))
+        }
+        columns += [Column(rows[name], own, other, "random pictures", unit) for name, (own, other, unit) in kinds.items()]
+        scores = np.stack([np.concatenate([f.score[:-1] for f in of]) for of in found])
+        extras[f"concept_{depth}score"] = (("model", "concept", "tested_class"), scores)
+        extras |= _why(rows["sensitivity"].name, [of[0].why for of in found])
+    return columns, extras
+
+
+def _depths(models: Sequence[Model]) -> dict[str, Callable[[Model], str]]:
+    """Part of a measure's name → the layer of a model; the middle where every model has one that is known."""
+    found: dict[str, Callable[[Model], str]] = {"": lambda _: concepts.LAST}
+    try:
+        return found | {"middle_": concepts.middle} if [concepts.middle(m) for m in models] else found
+    except InputError:
+        return found
 
 
 def _photographs(model: Model, source: str) -> list[Batch]:

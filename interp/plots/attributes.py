@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -227,9 +228,10 @@ def _frame(c: int, r: int) -> Rectangle:
     return Rectangle((c - 0.46, r - 0.44), 0.92, 0.88, fill=False, edgecolor="black", linewidth=1.1)
 
 
-def concepts(result: Result) -> Figure:
-    """TCAV: share of a class's images that move toward a drawn concept, concept × class for every model, all on 0 to 1.
+def concepts(result: Result, *, name: str = "concept_score") -> Figure:
+    """TCAV: share of a class's images that move toward a concept, concept × class for every model, all on 0 to 1.
 
+    name: `concept_score`, of the last layer, or `concept_middle_score`.
     Grey: not shown to differ from a random concept, or undefined.
     """
     data, order = result.data, rows(result.data)
@@ -242,7 +244,7 @@ def concepts(result: Result) -> Figure:
         for k, m in enumerate(order):
             left, bottom = k % across * (wide + 0.15), height - (k // across + 1) * (high + 0.32)
             ax = fig.add_axes((left / width, bottom / height, wide / width, high / height))
-            picture = ax.imshow(data["concept_score"].values[m], cmap=NEUTRAL, vmin=0, vmax=1, aspect="auto")
+            picture = ax.imshow(data[name].values[m], cmap=NEUTRAL, vmin=0, vmax=1, aspect="auto")
             ax.set_facecolor("0.82")
             ax.set_title(labels(data)[m])
             ax.set_yticks(range(len(names)), names if k % across == 0 else [""] * len(names), fontsize=6)
@@ -252,7 +254,8 @@ def concepts(result: Result) -> Figure:
             ax.spines[:].set_visible(False)
         bar = fig.add_axes((1 + 0.12 / width, 0.25, 0.1 / width, 0.5))
         fig.colorbar(picture, cax=bar, label="TCAV score (½: neither way)")
-        note(fig, 0.72, ["Grey: not shown to differ from a random concept."])
+        where = "the last layer" if name == "concept_score" else "the layer half-way through each model"
+        note(fig, 0.72, [f"At {where}. Grey: not shown to differ from a random concept."])
     return fig
 
 
@@ -282,6 +285,28 @@ def similarity(result: Result) -> Figure:
     return fig
 
 
+def needed(result: Result) -> Figure:
+    """How many non-negative parts explain 90 % of each model's features, with intervals, beside features shuffled over places."""
+    data, order = result.data, rows(result.data)
+    with look():
+        fig = Drawing(figsize=(3.6, 0.27 * len(order)))
+        ax = fig.add_axes((0, 0, 1, 1))
+        missing = []
+        for y, m in enumerate(order):
+            for name, marker, colour in (("concepts_needed", "o", colours(data)[m]), ("concepts_needed_shuffled", "x", "0.5")):
+                k, low, high = (float(data[f"{name}{end}"].values[m]) for end in ("", "_low", "_high"))
+                if np.isfinite(k):
+                    ax.plot([low, high], [y, y], color=colour, lw=1.5)
+                    ax.plot(k, y, marker, color=colour, markersize=5)
+                elif f"why_{name}" in data:
+                    what = " (shuffled)" if name.endswith("shuffled") else ""
+                    missing.append(f"{labels(data)[m]}{what}: {data[f'why_{name}'].values[m]}.")
+        ax.set_yticks(range(len(order)), [labels(data)[m] for m in order])
+        ax.set(ylim=(len(order) - 0.4, -0.6), xlim=(0, None), xlabel="concepts for 90 % of the features")
+        note(fig, 0.5, ["×: the same features, each shuffled over places. Bars: 95 % over images, parts fixed.", *missing])
+    return fig
+
+
 def _judges_of_images(result: Result) -> Figure:
     return judges(result, name="transferred_to")
 
@@ -306,7 +331,15 @@ FIGURES = (
     Drawn("written", "written", "attribute_change", written, "Which attributes perturbations write."),
     Drawn("pictures", "pictures", "synthesis", evidence.pictures, "What each model draws from noise toward each class."),
     Drawn("bands", "shape", "accuracy_by_band", bands, "Accuracy on low- and high-passed images."),
-    Drawn("concepts", "concepts", "concept_score", concepts, "How classes depend on drawn concepts (TCAV)."),
+    Drawn("concepts", "concepts", "concept_score", concepts, "How classes depend on concepts at the last layer (TCAV)."),
+    Drawn(
+        "concepts_middle",
+        "concepts",
+        "concept_middle_score",
+        partial(concepts, name="concept_middle_score"),
+        "The same half-way through each model.",
+    ),
+    Drawn("needed", "discovery", "concepts_needed", needed, "How many concepts explain 90 % of each model's features."),
     Drawn("similarity", "discovery", "cka", similarity, "How far models' features agree."),
     Drawn("crops", "discovery", "concept_crop", evidence.crops, "Where the concepts found in a model's features lie."),
 )

@@ -100,7 +100,7 @@ def _sweep(r: Result, folder: Path) -> Section:
 
 
 def _synthesis(r: Result, folder: Path) -> Section:
-    caption = "Below: the model's reading; own, judges: confidence in the target, its and other architectures'."
+    caption = "Below: the model's reading; beside it confidence in the target, its own and that of other models."
     return _section(words.synthesis(r), [_draw(perturbations.synthesis(r), folder, "synthesis", caption)])
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from interp.plots.images import class_names, name_of
 from interp.plots.matrices import TWINS, by_group
-from interp.plots.perturbations import NORMS, choices, number, per_image, size
+from interp.plots.perturbations import NORMS, choices, judges, number, per_image, shares, size
 from interp.plots.style import epsilon, labels, rows
 from interp.result import Result
 
@@ -90,14 +90,15 @@ def sweep(result: Result) -> Text:
     arithmetic = data.attrs.get("arithmetic") if result.params.get("precision") == "fast" else None
     searched = f"Arithmetic of the search: {arithmetic}. " if arithmetic else ""
     free = "At ε = 1 (L∞) every image is within reach and only the box [0, 1] binds. " if unbounded else ""
-    reached, others = (per_image(data, name, toward=True).mean(-1) for name in ("reached", "others"))
+    reached, others = shares(data, toward=True)[0], per_image(data, "others", toward=True).mean(-1)
+    who = "Judges, the models of other architectures," if judges(data) == "judges" else "Other models, of the same architecture,"
     judged = (
-        f"Judges, the models of other architectures, have that much confidence in the target at {last}: "
+        f"{who} have that much confidence in the target at {last}: "
         f"{versus(result, others[:, -1], '.0%') or _each(result, others[:, -1])}. "
     )
     return Text(
         "Perturbations as ε grows",
-        f"Share of images that each model comes to see as the target, standard → robust: at {first} "
+        f"Share of images that each model comes to see as the target, of those it did not see so before, standard → robust: at {first} "
         f"{versus(result, reached[:, 0], '.0%') or _each(result, reached[:, 0])}; at {last} "
         f"{versus(result, reached[:, -1], '.0%') or _each(result, reached[:, -1])}. {'' if np.isnan(others).any() else judged}A change of mind "
         "at small ε is a weakness; what a model has learnt of a class is what it writes into the image once ε is large.",
@@ -124,8 +125,9 @@ def synthesis(result: Result) -> Text:
     ours = (result.params.get("start", "noise"), attack["norm"], attack["eps"], attack["step_size"], *choices(result))
     source = ", as in the notebook of arXiv 2209.07399" if ours == ("noise", "linf", 15.0, None) else ""
     chance = 1 / (len(class_names(data)) or data.sizes["target"])
+    who = "models of other architectures" if judges(data) == "judges" else "other models, of the same architecture"
     said = (
-        f"Mean confidence in the target of models of other architectures, the test of what was drawn (standard → robust): "
+        f"Mean confidence in the target of {who}, the test of what was drawn (standard → robust): "
         f"{versus(result, others, '.0%') or _each(result, others)}; chance is {chance:.0%}. "
     )
     start = {
@@ -215,7 +217,7 @@ def _compared(result: Result) -> str:
     return (
         f"n = {result.data.sizes['image']} images. δ: targeted {attack['norm'].replace('linf', 'L∞')} PGD, {epsilon(attack['eps'])}, "
         f"{attack['steps']} steps, each image toward one other class; judges are the models of other architectures, the same for both "
-        f"twins. Chance is {result.data.attrs['chance']:.0%}. In place of δ and of gradients the control has noise, "
+        f"twins, or where there is one architecture the other models. Chance is {result.data.attrs['chance']:.0%}. In place of δ and of gradients the control has noise, "
         "and for how they look those of networks with random parameters, on fewer images. "
     )
 
