@@ -27,8 +27,8 @@ LOWEST = -0.5  # of the axes of `parallel`, in units of the way from the control
 def parallel(result: Result) -> Figure:
     """A line per model over the measures with a direction; axes run from the control (0) to the best model (1), so up is better.
 
-    The ends of an axis carry its values. A cross marks a value that does not differ from its control. Measures by which no model
-    does, or that were not tested, are left out.
+    The ends of an axis carry its values. A cross marks a value that does not differ from its control. Measures whose best model
+    does not, or that were not tested, are left out.
     """
     data, order, names = result.data, rows(result.data), _axes(result)
     if not names:
@@ -47,7 +47,8 @@ def parallel(result: Result) -> Figure:
             worst, best = _ends(data, name)
             ax.axvline(k, color="0.8", lw=0.8, zorder=0)
             ax.text(k, 1.09, f"{best:{form(np.array([best]))}}", ha="center", va="bottom", fontsize=6)
-            ax.text(k + 0.04, 0.02, f"{worst:{form(np.array([worst]))}}", ha="left", va="bottom", fontsize=5.5, color="0.35")
+            at = {"ha": "left", "va": "bottom", "fontsize": 5.5, "color": "0.35", "zorder": 4}
+            ax.text(k + 0.05, 0.025, f"{worst:{form(np.array([worst]))}}", bbox={"fc": "white", "ec": "none", "pad": 0.4}, **at)
         ax.axhline(0, color="0.35", ls=":", lw=1)
         heads_ = [f"{wrap(data[name].attrs['long_name'])} {ARROWS[data[name].attrs['better']]}" for name in names]
         ax.set_xticks(range(len(names)), heads_, rotation=40, ha="right", rotation_mode="anchor", fontsize=6.5)
@@ -65,11 +66,20 @@ def parallel(result: Result) -> Figure:
 
 
 def _axes(result: Result) -> list[str]:
-    """The measures with a direction and a control from which a model differs."""
+    """The measures with a direction whose best model differs from its control."""
     data = result.data
     names = [name for of in by_group(result).values() for name in of]
     named = [name for name in names if data[name].attrs["better"] != "none" and f"{name}_control" in data]
-    return [name for name in named if ABOVE in standing(data, name) and _sign(data, name) * np.subtract(*_ends(data, name)) < 0]
+    return [
+        name
+        for name in named
+        if standing(data, name)[_best(data, name)] == ABOVE and _sign(data, name) * np.subtract(*_ends(data, name)) < 0
+    ]
+
+
+def _best(data: xr.Dataset, name: str) -> int:
+    v = _sign(data, name) * data[name].values
+    return int(np.nanargmax(v)) if np.isfinite(v).any() else 0
 
 
 def _sign(data: xr.Dataset, name: str) -> int:
@@ -78,9 +88,7 @@ def _sign(data: xr.Dataset, name: str) -> int:
 
 def _ends(data: xr.Dataset, name: str) -> tuple[float, float]:
     """The mean of the controls, and the best model's mean."""
-    v = data[name].values
-    best = _sign(data, name) * np.nanmax(_sign(data, name) * v)
-    return float(np.nanmean(data[f"{name}_control"].values)), float(best)
+    return float(np.nanmean(data[f"{name}_control"].values)), float(data[name].values[_best(data, name)])
 
 
 def _scaled(data: xr.Dataset, name: str) -> np.ndarray:
@@ -289,7 +297,7 @@ def needed(result: Result) -> Figure:
     """How many non-negative parts explain 90 % of each model's features, with intervals, beside features shuffled over places."""
     data, order = result.data, rows(result.data)
     with look():
-        fig = Drawing(figsize=(3.6, 0.27 * len(order)))
+        fig = Drawing(figsize=(4.6, 0.27 * len(order)))
         ax = fig.add_axes((0, 0, 1, 1))
         missing = []
         for y, m in enumerate(order):

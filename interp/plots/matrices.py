@@ -139,7 +139,8 @@ def _row(ax: Axes, data: xr.Dataset, order: list[int], name: str, y: float) -> N
     """One measure: its name and unit, a cell per model, the control, the verdict."""
     attrs, stand = data[name].attrs, [standing(data, name)[m] for m in order]
     ax.hlines(y, 0, ax.get_xlim()[1], color="0.88", lw=0.5)
-    ax.text(0, y + 0.075, f"{attrs['long_name']} {ARROWS[attrs['better']]}", va="center", fontsize=6.5)
+    title = f"{attrs['long_name']} {ARROWS[attrs['better']]}".strip()
+    ax.text(0, y + 0.075, title, va="center", fontsize=min(6.5, small(title, room=29)))
     ax.text(0, y + 0.165, f"{attrs['unit']}, n = {count(data, name)}", va="center", fontsize=5, color="0.4")
     v = np.where([s == ABOVE for s in stand], data[name].values[order], np.nan)
     shade = _shades(v, lower_is_better=attrs["better"] == "lower") if attrs["better"] != "none" else np.full(len(v), np.nan)
