@@ -56,7 +56,7 @@ class Sizes:
     located: int = 200
     concepts: str = ""
     attributes: str = ""
-    randomised: int = 32
+    randomised: int = 64
     stamp: str = field(default="", init=False)
 
     def __post_init__(self) -> None:
