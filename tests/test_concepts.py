@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -16,9 +17,9 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from interp.attributes.concepts import DEFAULT, LAST, Sensitivity, concept_vector, log_odds, logistic, middle, tcav
+from interp.attributes.concepts import DEFAULT, LAST, Sensitivity, concept_vector, log_odds, logistic, middle, relative, tcav
 from interp.attributes.groups import Sizes, named_concepts
-from interp.data.concepts import concepts, photographs
+from interp.data.concepts import COLOURS, FAMILIES, concepts, family, photographs
 from interp.models.model import Model
 from interp.types import Batch, Card, InputError, Preprocess
 
@@ -92,6 +93,74 @@ def test_a_model_that_reads_contrast_depends_on_textures(noisy: tuple[Tensor, Te
     assert not passed(found, "random").any()
 
 
+class ReadsOneColour(nn.Module):
+    """How much of the picture is near each colour of its family; the logits read one of them alone."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        middles = [(sum(h) / 2 % 1, sum(s) / 2, sum(v) / 2) for h, s, v in COLOURS.values()]
+        self.register_buffer("hues", torch.tensor([colorsys.hsv_to_rgb(*hsv) for hsv in middles])[..., None, None])
+        self.head = nn.Linear(len(COLOURS), 2)
+        self.head.weight.data.zero_()
+        self.head.weight.data[:, list(COLOURS).index(name)] = torch.tensor([3.0, -3.0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((-20 * (x[:, None] - self.get_buffer("hues")).square().sum(2)).exp().mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", ["green", "purple"])
+def test_of_a_family_the_one_concept_is_found_that_a_model_reads(noisy: tuple[Tensor, Tensor], name: str) -> None:
+    x, labels = noisy
+    sets = [family(names, 70, 32, 0) for names in FAMILIES.values()]
+    every = [found for (found,) in relative(wrap(ReadsOneColour(name), 2), x, labels % 2, sets, layers=[LAST])]
+    colours, at = every[0], list(COLOURS).index(name)
+    assert colours.names == (*COLOURS, "random")
+    assert colours.score[at].tolist() == [1, 0]
+    size = np.abs(colours.sensitivity).mean(0)
+    assert size[at] > 0.7
+    others = np.delete(colours.score[:-1], at, 0)
+    assert not (others[:, 0] > 0.5).any() and not (others[:, 1] < 0.5).any()  # none moves the logits as the one does
+    assert np.delete(size, at).max() < 0.35
+    assert not passed(colours, "random").any()
+    elsewhere = np.concatenate([found.depending for found in every[1:]])  # of stripes, textures and shapes, in any colours
+    assert (elsewhere > 0).mean() <= 0.05
+
+
+def test_of_a_family_of_one_and_the_same_concept_none_is_found(tiny: Callable[..., Model], samples: Batch) -> None:
+    sets = [family([name] * 4, 70, 32, 0) for name in ("circle", "dots")]
+    for (found,) in relative(tiny("xcit"), samples.images, samples.labels, sets, layers=[LAST]):
+        assert not np.isfinite(found.score).any()
+        assert abs(found.accuracy.mean() - 0.5) < 0.04
+
+
+def test_the_control_of_a_family_passes_as_often_as_the_level_says(batch: Batch) -> None:
+    from interp.attributes.concepts import _p_value
+
+    model, p = wrap(ReadsOneColour("green"), 2), []
+    for seed in range(25):
+        pictures = family(["dots", "checks"], 70, 32, 10 * seed)
+        ((found,),) = relative(model, batch.images, batch.labels % 2, [pictures], layers=[LAST], seed=seed)
+        p.append(_p_value(found.vectors[-1].T))  # of every feature, before Holm's correction
+    assert 0.01 < (np.array(p) < 0.05).mean() < 0.1
+
+
+def test_vectors_of_a_family_are_not_one_direction(tiny: Callable[..., Model], samples: Batch) -> None:
+    """From noise, drawings of all shapes differ alike; from each other, they differ in what they are."""
+    x, y, names = samples.images, samples.labels, FAMILIES["shapes"]
+    (noise,) = tcav(tiny("resnet"), x, y, names=names, layers=[LAST])
+    ((others,),) = relative(tiny("resnet"), x, y, [family(names, 70, 32, 0)], layers=[LAST])
+    alike, apart = (cosines(found) for found in (noise, others))
+    assert alike.min() > 0.9
+    assert apart.mean() < 0.2
+
+
+def cosines(found: Sensitivity) -> np.ndarray:
+    """Of the mean vectors of each two concepts."""
+    mean = found.vectors[:-1].mean(1)
+    unit = mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    return (unit @ unit.T)[np.triu_indices(len(unit), 1)]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Photographs stand-ins of 40 pixels: 60 reddish, 60 bluish and 55 of any hue, and 3 that are too few."""
@@ -120,22 +189,22 @@ def test_photographs_are_the_classes_that_have_enough(folder: Path) -> None:
 
 def test_classes_of_photographs_are_concepts_told_from_the_others(folder: Path, batch: Batch) -> None:
     photos = photographs(f"folder:{folder}", preprocess=Preprocess(32, 32), least=50, most=70, seed=0)
-    (found,) = tcav(wrap(ReadsColour(), 3), batch.images, batch.labels, photos=photos, layers=[LAST])
+    ((found,),) = relative(wrap(ReadsColour(), 3), batch.images, batch.labels, [photos], layers=[LAST])
     assert found.names == ("any", "blue", "red", "random")
     assert (found.accuracy[1:3].mean(1) > 0.95).all()
     assert abs(found.accuracy[3].mean() - 0.5) < 0.1
     assert found.score[2, 0] == pytest.approx(1)  # red photographs, class red
     assert found.score[1, 2] == pytest.approx(1)
     assert not passed(found, "random").any()
-    with pytest.raises(InputError, match="concept 0 has 20 photographs beside 40; expected 50 of each at least"):
+    with pytest.raises(InputError, match="concept any has 20 pictures beside 40; expected 50 of each at least"):
         few = photographs(f"folder:{folder}", preprocess=Preprocess(32, 32), least=50, most=20, seed=0)
-        tcav(wrap(ReadsColour(), 3), batch.images, batch.labels, photos=few, layers=[LAST])
+        relative(wrap(ReadsColour(), 3), batch.images, batch.labels, [few], layers=[LAST])
 
 
 def test_photographs_join_the_drawn_concepts_in_the_table(folder: Path, batch: Batch) -> None:
     models = [wrap(ReadsColour(), 3)] * 2
     drawn, both = (
-        named_concepts(models, batch, batch.labels, Sizes(tested=12, concepts=source), 64) for source in ("", f"folder:{folder}")
+        named_concepts(models, batch, batch.labels, Sizes(tested=24, concepts=source), 64) for source in ("", f"folder:{folder}")
     )
     names = both[1]["concept"][1]  # type: ignore[index]
     assert names == [*DEFAULT, "any (photo)", "blue (photo)", "red (photo)"]
@@ -147,7 +216,8 @@ def test_photographs_join_the_drawn_concepts_in_the_table(folder: Path, batch: B
         if few.unit == "concept":
             assert many.values.shape == (2, len(names))
             assert np.array_equal(few.values, many.values[:, : len(DEFAULT)], equal_nan=True)
-            assert len(set(few.control[0])) == 1 and len(set(many.control[0, len(DEFAULT) :])) == 1
+            assert len(set(many.control[0, len(DEFAULT) :])) == 1
+            assert len(set(few.control[0, : len(COLOURS)])) == 1  # a control a family
     score = dict(zip(("dims", "values"), both[1]["concept_score"], strict=True))  # type: ignore[call-overload]
     assert score["dims"] == ("model", "concept", "tested_class")
     assert score["values"].shape == (2, len(names), 3)
@@ -163,11 +233,17 @@ def test_a_model_that_sees_nothing_says_why(batch: Batch) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(0 * x.mean((2, 3)))
 
-    columns, extras = named_concepts([wrap(Blind(), 3)], batch, batch.labels, Sizes(tested=6), 64)
+    columns, extras = named_concepts([wrap(Blind(), 3)], batch, batch.labels, Sizes(tested=20), 64)
     assert np.isnan(columns[0].values).all()
     dims, reasons = extras["why_concept_sensitivity"]  # type: ignore[misc]
     assert dims == "model"
     assert reasons[0].startswith("layer '' gives the same for all pictures of red, orange")
+    assert "of circle, square" in reasons[0]
+
+
+def test_fewer_than_twenty_images_are_refused(batch: Batch) -> None:
+    with pytest.raises(InputError, match="concepts came with 19 images; expected 20"):
+        named_concepts([wrap(ReadsColour(), 3)], batch, batch.labels, Sizes(tested=19), 64)
 
 
 def test_a_concept_counts_once_by_the_share_of_classes_that_depend_on_it(noisy: tuple[Tensor, Tensor]) -> None:
@@ -198,12 +274,11 @@ def test_random_sets_rarely_pass(tiny: Callable[..., Model], samples: Batch) -> 
 
 
 def test_values_are_per_image_and_do_not_depend_on_chunks(tiny: Callable[..., Model], samples: Batch) -> None:
-    for family in ("xcit", "mobilevit"):
+    for arch in ("xcit", "mobilevit"):
         one, other = (
-            tcav(tiny(family), samples.images, samples.labels, names=["red", "dots"], runs=3, pictures=4, chunk=c)
-            for c in (64, 7)
+            tcav(tiny(arch), samples.images, samples.labels, names=["red", "dots"], runs=3, pictures=4, chunk=c) for c in (64, 7)
         )
-        assert [f.layer for f in one] == [middle(tiny(family)), LAST]
+        assert [f.layer for f in one] == [middle(tiny(arch)), LAST]
         for a, b in zip(one, other, strict=True):
             assert a.sensitivity.shape == (len(samples), 3)
             assert a.sensitivity == pytest.approx(b.sensitivity, abs=2e-3)
@@ -305,8 +380,9 @@ def test_wrong_input_is_named_and_no_hook_is_left(tiny: Callable[..., Model], sa
     ):
         with pytest.raises(InputError, match=match):
             tcav(model, x, y, **({"pictures": 2, "runs": 3} | wrong))  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="one class each"):
-        tcav(model, x, y + 10)
+    for wrong_labels in (lambda: tcav(model, x, y + 10), lambda: relative(model, x, y + 10, [])):
+        with pytest.raises(InputError, match="one class each"):
+            wrong_labels()
     with pytest.raises(InputError, match="name the layers"):
         middle(wrap(ReadsColour(), 3))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.transforms import Bbox
 
 import interp
 from interp.attributes import table
@@ -69,10 +71,12 @@ def extras(rng: np.random.Generator) -> dict[str, object]:
         found[f"classified_controls{end}"] = (("model", "check"), np.full((four, 4), 0.1) + by)
         found[f"sweep_read{end}"] = (("model", "eps"), np.full((four, 3), 0.5) + by, {"n": 20})
         found[f"accuracy_by_band{end}"] = (("model", "band", "cutoff"), np.full((four, 2, 3), 0.5) + by)
+        found[f"attribute_read{end}"] = (("judge", "attribute"), READ + by)
     for name in ("classified_by", "transferred_to"):
         found[name] = (("model", "judge"), rng.random((four, four)), {"n": N})
     pictures = {name: (("model", "example", "y", "x", "channel"), rng.random((four, 2, 8, 8, 3))) for name in PICTURES}
     return found | pictures | {
+        "attribute_kept": (("judge", "attribute"), READ > 0.6),
         "example_x": (("example", "y", "x", "channel"), rng.random((2, 8, 8, 3))),
         "synthesis": (("model", "target", "y", "x", "channel"), rng.random((four, 3, 8, 8, 3))),
         "concept_crop": (("model", "part", "top", "crop_y", "crop_x", "channel"), rng.random((four, 2, 3, 4, 4, 3))),
@@ -95,6 +99,7 @@ def extras(rng: np.random.Generator) -> dict[str, object]:
     }  # fmt: skip
 
 
+READ = np.array([[0.9, 0.5, np.nan], [0.8, 0.7, np.nan], [0.55, 0.95, np.nan], [1.0, 0.75, np.nan]])  # (judge, attribute)
 PICTURES = ("example_delta", "example_gradient", "example_added")
 COORDS = {
     "model": list(MODELS),
@@ -265,11 +270,84 @@ def test_attributes_that_only_the_robust_twin_writes_are_framed(full: interp.Res
 
 
 def test_examples_show_a_standard_model_beside_its_robust_twin(full: interp.Result) -> None:
-    heads = [ax.get_title() for ax in evidence.examples(full).axes if ax.get_title()]
-    assert heads[0] == "image" and heads[1] == "A standard\nδ" and heads[4] == "A robust\nδ" and len(heads) == 7
+    every = evidence.examples(full).axes
+    heads = [ax.get_title() for ax in every if ax.get_title()]
+    assert heads[0] == "image" and heads[1] == "standard\nδ" and heads[4] == "robust\nδ" and len(heads) == 7
+    assert [ax.get_ylabel()[0] for ax in every if ax.get_ylabel()] == ["A", "A", "B", "B"]  # two images of each pair of twins
+    shown = np.asarray(every[3 * 7 + 6].images[0].get_array())
+    assert np.allclose(shown, full.data["example_added"].values[2, 1])  # the last panel of B's second row: B robust, image 1
+    assert len({id(ax) for ax in evidence.examples(full, pair=(3, 2), most=1).axes}) == 7
     assert "B robust\nΣ∇" in [ax.get_title() for ax in evidence.examples(full, pair=(3, 2)).axes]
     alone = dataclasses.replace(full, data=full.data.isel(model=[2]))
     assert len([1 for ax in evidence.examples(alone).axes if ax.get_title()]) == 4
+
+
+def test_found_concepts_of_all_robust_models_are_side_by_side(full: interp.Result) -> None:
+    crop = full.data["concept_crop"].values
+    panels = [ax for ax in evidence.crops(full).axes if ax.images]
+    shown = np.stack([np.asarray(ax.images[0].get_array()) for ax in panels])
+    expected = np.concatenate([crop[[0, 2], p].reshape(-1, *crop.shape[3:]) for p in range(2)])  # A robust, then B robust
+    assert np.allclose(shown, expected)
+    assert len([ax for ax in evidence.crops(full, model=1).axes if ax.images]) == 6
+    many = full.data.isel(model=[0, 0, 2, 2, 2])
+    assert any(
+        "Not shown: B robust, B robust." in t.get_text() for t in evidence.crops(dataclasses.replace(full, data=many)).texts
+    )
+
+
+def test_probes_that_are_left_out_are_struck_through(full: interp.Result) -> None:
+    fig = attributes.probes(full)
+    ax = fig.axes[0]
+    shown = np.ma.filled(ax.images[0].get_array(), np.nan)
+    order = [1, 0, 3, 2]
+    assert np.allclose(shown, np.where(READ > 0.6, READ, np.nan)[order].T, equal_nan=True)
+    struck = {(round(float(np.mean(line.get_xdata()))), round(float(np.mean(line.get_ydata())))) for line in ax.lines}
+    assert struck == {(1, 1), (3, 0)}  # A robust does not read wheels, B robust does not read wings
+    assert [t.get_text() for t in ax.texts] == [
+        "0.80",
+        "0.90",
+        "1.00",
+        "0.55",
+        "0.70",
+        "0.50",
+        "0.75",
+        "0.95",
+        "–",
+        "–",
+        "–",
+        "–",
+    ]
+    assert any("–: no probe." in t.get_text() for t in fig.texts)
+
+
+def overlapping(boxes: list[Bbox]) -> bool:
+    return any(one.overlaps(other) for one, other in combinations(boxes, 2))
+
+
+def test_judges_of_two_models_of_one_architecture_fit_and_are_not_called_of_another(full: interp.Result, tmp_path: Path) -> None:
+    two = dataclasses.replace(full, data=full.data.isel(model=[0, 1], other=[0, 1], judge=[0, 1]))
+    fig = matrices.judges(two)
+    fig.canvas.draw()
+    matrix, bar, bars = fig.axes
+    legend = bars.get_legend()
+    assert legend is not None and legend.get_texts()[0].get_text() == "δ, the other model"
+    assert not overlapping([bar.xaxis.label.get_window_extent(), legend.get_window_extent()])
+    assert not overlapping([ax.xaxis.label.get_window_extent() for ax in (matrix, bars)])
+    assert matrices.judges(full).axes[2].get_legend().get_texts()[0].get_text() == "δ, judges of other architectures"  # type: ignore[union-attr]
+    read = two.data["read"].assign_attrs(formula="share that models of other architectures read")
+    html = page.write(dataclasses.replace(two, data=two.data.assign(read=read)), tmp_path).read_text(encoding="utf-8")
+    assert "share that the other models read" in html and "other architectures" not in html
+    assert "other architectures" not in words.compare(two).how and "other architectures" in words.compare(full).how
+
+
+def test_ticks_of_sweeps_do_not_touch(full: interp.Result) -> None:
+    wide = full.data.isel(eps=[0, 1, 1, 2]).assign_coords(eps=[8 / 255, 32 / 255, 128 / 255, 1.0])
+    ax = attributes.sweeps(dataclasses.replace(full, data=wide)).axes[0]
+    ax.figure.canvas.draw()
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["8", "32", "128", "255"] and ax.get_xlabel() == "ε · 255"
+    assert not overlapping([t.get_window_extent() for t in ax.get_xticklabels()])
+    others = dataclasses.replace(full, data=wide.assign_coords(eps=[0.3, 0.5, 1.0, 2.0]))
+    assert [t.get_text() for t in attributes.sweeps(others).axes[0].get_xticklabels()] == ["0.3", "0.5", "1", "2"]
 
 
 def test_page_has_a_section_for_every_measure_and_needs_no_other_file(full: interp.Result, tmp_path: Path) -> None:
@@ -299,11 +377,56 @@ def test_page_says_as_control_and_compares_twins_and_robust_models(bare: interp.
     assert lines["A standard"][0] == "as control" and lines["A standard"][-1] == "no"
     assert lines["A robust"][0] == "0.900" and lines["A robust"][-1] == "yes" and lines["A robust"][2] == "60"
     assert lines["A robust − A standard"][0] == "+0.700" and lines["B robust − B standard"][0] == "+0.200"
-    assert lines["A robust − B robust"][0] == "+0.300" and float(lines["A robust − B robust"][-1]) < 0.05
+    assert lines["A robust − B robust"][0] == "+0.300" and float(lines["A robust − B robust"][-1].strip("≤ ")) < 0.05
     assert {line[1] for line in cells(html, "flat")[4:]} == {"both as control"}
     assert page.write(bare, tmp_path).read_text(encoding="utf-8") == html
     few = cells(html, "few")
     assert {line[-1] for line in few} == {"not tested"} and few[1][1] == "0.900"
+
+
+def test_n_of_a_control_is_told_where_it_is_another(
+    bare: interp.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert matrices.count(bare.data, "read") == "60"
+    for n, said in ((60, "60"), (16, "60, control 16"), (0, "60")):
+        counted = bare.data.assign(read_control_n=("model", np.full(4, n)))
+        assert matrices.count(counted, "read") == said
+    fewer = dataclasses.replace(bare, data=bare.data.assign(read_control_n=("model", np.array([16, 12, 16, 16]))))
+    assert "share, n = 60, control 12–16" in texts(matrices.measures(fewer))
+    assert "<dt>n</dt><dd>60, control 12–16</dd>" in page.write(fewer, tmp_path).read_text(encoding="utf-8")
+    monkeypatch.setattr(options.out, "width", 120)
+    options.print_measures(fewer)
+    printed = capsys.readouterr().out
+    assert printed.count("12–16") == 1 and max(map(len, printed.splitlines())) <= 120
+
+
+def test_page_says_which_p_is_the_smallest_that_can_be_found(bare: interp.Result, tmp_path: Path) -> None:
+    p = bare.data["read_p"].values.copy()
+    p[0, 1] = p[1, 0] = 0.0246
+    p[2, 3] = p[3, 2] = 0.03
+    least = bare.data.assign(read_p=(("model", "other"), p)).assign_attrs(bare.data.attrs | {"least_p": 0.0245})
+    html = page.write(dataclasses.replace(bare, data=least), tmp_path).read_text(encoding="utf-8")
+    lines = {line[0]: line[1:] for line in cells(html, "read")}
+    assert lines["A robust − A standard"][-1] == "≤ 0.025" and lines["B robust − B standard"][-1] == "0.030"
+    assert "the larger of a bootstrap of t and Student's t" in html.replace("&#39;", "'")
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["difference known", "no difference"])
+def test_page_says_that_models_without_judges_in_common_are_not_compared(
+    known: bool, bare: interp.Result, tmp_path: Path
+) -> None:
+    found = bare.data.copy(deep=True)
+    for name in ("read_p",) if known else ("read_p", "read_difference"):
+        found[name].values[0, 1] = found[name].values[1, 0] = np.nan
+    html = page.write(dataclasses.replace(bare, data=found), tmp_path).read_text(encoding="utf-8")
+    lines = {line[0]: line[1:] for line in cells(html, "read")}
+    assert lines["A robust − A standard"] == ["not compared", "", ""] and lines["B robust − B standard"][0] == "+0.200"
+
+
+def test_page_says_over_which_images_rows_named_kept_are(tmp_path: Path) -> None:
+    shaped = make({"shape": [column(row("shape_edges", "none", "kept as edge drawing"), (0.9, 0.2, 0.6, 0.4))]})
+    html = page.write(shaped, tmp_path).read_text(encoding="utf-8")
+    assert "differences are over the images that both get right" in html
 
 
 def test_page_escapes_what_it_is_given(tmp_path: Path) -> None:

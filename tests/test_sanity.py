@@ -149,7 +149,7 @@ def test_scores_rise_with_what_was_planted(found: xr.Dataset) -> None:
         assert whole > part > max(none), name
         p = found[f"{name}_p"].sel(model=["planted", "partly"], other=["partly", "random 0"]).values
         assert p[0, 0] < 0.05 and p[1, 1] < 0.05, name
-        assert found[name].attrs["best"] == "planted", name
+        assert found[name].attrs["best"] == ("" if name == "transferred" else "planted"), name  # judges have no judge in common
     whole, part, *none = of(found, "classified", "planted", "partly", *RANDOM)
     assert whole >= part > max(none) + 0.5
 
@@ -196,6 +196,6 @@ def test_a_model_that_looks_at_one_place_is_found_there_and_nowhere_else(at: int
     assert data["gradient_mass"].attrs["best"] == name
     assert of(data, "map_pointing", name, other).tolist() == [1, 0]
     assert of(data, "map_mass", name) > of(data, "map_mass", other)
-    blind = of(data, "gradient_pointing_control", name)
-    assert blind == (1 if name == "centre" else 0)  # a map around the centre points there too, and so this proves nothing
+    blind = of(data, "gradient_pointing_control", name)  # of the corner an even map's, the better of the two
+    assert blind == (1 if name == "centre" else pytest.approx(1 / 16))  # a map around the centre proves nothing there
     assert of(data, "gradient_pointing_above", name) == (name == "corner")

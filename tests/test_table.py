@@ -222,3 +222,16 @@ def test_few_values_are_not_judged() -> None:
     control = around(0, 0, seed=1)
     control[:, FEWEST - 1 :] = np.nan  # many values, few of them beside a control
     assert table_of(around(1, 2), control, pairs=((0, 1),))["m"].attrs["verdict"] == words
+
+
+def test_models_are_compared_by_what_both_have_been_read_by() -> None:
+    """Read by its own judges each, the second would be higher; by those that both have, the first; the third cannot be compared."""
+    own = np.stack([around(v, seed=k)[0] for k, v in enumerate((1.0, 2.0, 5.0))])
+    beside = np.repeat(own[:, None], 3, 1)
+    beside[0, 1] = own[1] + 1
+    beside[:, 2] = beside[2, :] = np.nan
+    measure = Measure("read", "read", "", "", "share", "higher")
+    data = tabulate([Column(measure, own, np.zeros_like(own), "nothing", beside=beside)], ["a", "b", "c"], [(0, 1), (0, 2)])
+    assert data["read_difference"].values[0, 1] == pytest.approx(1) and data["read_p"].values[0, 1] < 0.05
+    assert np.isnan(data["read_p"].values[:2, 2]).all() and data["read"].attrs["best"] == ""
+    assert data["read"].attrs["verdict"] == "robust against standard: lower in 1, not compared in 1 of 2"

@@ -25,6 +25,7 @@ from interp.types import Batch, InputError, Labels
 
 NOISE = "noise in place of the model's δ and gradients"
 RANDOM = "networks of its architecture with random parameters"
+CHANCE = "how often images become the class that is read"
 PER_IMAGE: Mapping[str, tuple[Measure, ...]] = {
     "perturbation": classify.MEASURES,
     "appearance": (*appearance.MEASURES, *edges.MEASURES),
@@ -56,6 +57,11 @@ class Compare:
     def __post_init__(self) -> None:
         if not self.attack.targeted or self.away.targeted or min(self.attack.eps, self.away.eps, *self.sweep) <= 0:
             raise InputError("comparing needs a targeted attack, an untargeted one away from the label, and ε above 0")
+        if self.chunk < 1:
+            raise InputError(f"images are taken {self.chunk} at a time; expected at least 1")
+        idle = [name for name, source in self.sizes.sources.items() if source and name not in self.groups]
+        if idle:
+            raise InputError(f"a source is given for {', '.join(idle)}, which is not among the groups {', '.join(self.groups)}")
         unknown = [name for name in self.groups if name not in GROUPS]
         if unknown or not self.groups or len(set(self.groups)) < len(self.groups):
             raise InputError(f"groups are {', '.join(self.groups) or 'none'}; expected some of {', '.join(GROUPS)}, each once")
@@ -80,11 +86,7 @@ def compare(models: Sequence[Model], batch: Batch, params: Compare = Compare()) 
     within = [name for name in params.groups if name in PER_IMAGE]
     seen = gather(models, batch, goals, plan) if within else Seen()
     columns = {
-        name: [
-            Column(m, seen.values[m.name], seen.control[m.name], RANDOM if name == "appearance" else NOISE)
-            for m in PER_IMAGE[name]
-            if m.name in seen.values
-        ]
+        name: [_column(m, seen, RANDOM if name == "appearance" else NOISE) for m in PER_IMAGE[name] if m.name in seen.values]
         for name in within
     }
     for name in (n for n in params.groups if n in OWN):
@@ -93,6 +95,9 @@ def compare(models: Sequence[Model], batch: Batch, params: Compare = Compare()) 
             seen.extras |= extras
         except InputError as reason:
             seen.why[name] = str(reason)
+    for name, source in sizes.sources.items():
+        if source and name in seen.why:
+            raise InputError(f"{name} from {source}: {seen.why[name]}")
     if not any(columns.values()):
         raise InputError(f"nothing could be measured: {'; '.join(f'{k}: {v}' for k, v in seen.why.items())}")
     coords = model_coords(models)
@@ -108,6 +113,12 @@ def compare(models: Sequence[Model], batch: Batch, params: Compare = Compare()) 
         data = data.assign(sweep(models, batch[few], goals[few], sorted({*params.sweep, params.attack.eps}), plan))
     data.attrs |= {"chance": 1 / models[0].card.num_classes, "skipped": "; ".join(f"{k}: {v}" for k, v in seen.why.items())}
     return Result.of("compare", "Semantic attributes", data, params=params, models=models, batch=batch, started=started)
+
+
+def _column(m: Measure, seen: Seen, against: str) -> Column:
+    return Column(
+        m, seen.values[m.name], seen.control[m.name], CHANCE if m.name == "became" else against, beside=seen.beside.get(m.name)
+    )
 
 
 def goals_of(labels: Labels, classes: int) -> Labels:

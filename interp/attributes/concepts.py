@@ -13,13 +13,16 @@ have |cos| about √(2 / (π·d)) in d dimensions, so models are compared on the
 Test (section 3.2, "statistical significance"): several runs, each with its own pictures of the concept and its own random ones,
 so that runs are independent. Were the concept but another random set, exchanging the two would turn v, and the expected
 sensitivity were 0: one-sample t-test over runs of a class's mean sensitivity against 0, Holm-corrected over all pairs of
-concept and class of a layer. Scores that do not pass are NaN. The last concept, `random`, is a random set treated as the others
-are: the control, of which about none may pass. Pairs of concept and class share both and are no independent tries; a table
-counts concepts, each by the share of classes that depend on it (`Sensitivity.depending`). Concepts share their random pictures
-and the classes' images still.
+concept and class of a layer, of each set by itself. Scores that do not pass are NaN. The last concept, `random`, is a random set
+treated as the others are: the control, of which about none may pass. Pairs of concept and class share both and are no independent
+tries; a table counts concepts, each by the share of classes that depend on it (`Sensitivity.depending`). Concepts share their
+random pictures and the classes' images still.
 
-A concept is told from drawn noise, or, if it is a class of photographs, from the other classes' (the paper's relative vectors):
-from noise a model would tell photographs of anything.
+`tcav` tells concepts from drawn noise, `relative` each concept of a set from the others of the set (the paper's section "Relative
+TCAV": the positive pictures are one concept's, the negative ones those of others). From noise a model tells flat drawings of
+anything, and photographs of anything, so that vectors of shapes found against noise have cosines near 1 and mean no shape. The
+control of a set is one random part of all its pictures told from another. Limit: sensitivities to the k concepts of a set are
+deviations from their mean, so that what depends on one alone moves from the others too, each by about 1 / (k − 1) of it.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.attention.layout import module_at
-from interp.data.concepts import CONCEPTS, RANDOM, concepts
+from interp.data.concepts import CONCEPTS, FAMILIES, RANDOM, concepts
 from interp.models.chunks import in_chunks
 from interp.models.model import Model
 from interp.result import Measure
@@ -46,17 +49,12 @@ from interp.types import Batch, Images, InputError, Labels
 LAST = ""
 """Name of the input of the last linear layer."""
 
-DEFAULT = (
-    "red", "orange", "yellow", "green", "blue", "purple", "brown", "black", "white",
-    "horizontal stripes", "vertical stripes", "diagonal stripes", "narrow stripes", "broad stripes",
-    "dots", "checks", "waves", "bricks", "curved", "angular", "circle", "square", "triangle", "star", "cross", "ring",
-)  # fmt: skip
-"""Concepts that are tested where none are named: colours, textures, strokes, shapes."""
+DEFAULT = tuple(name for family in FAMILIES.values() for name in family)
+"""Concepts that are tested where none are named: colours, stripes, textures, shapes."""
 RUNS, PICTURES, FEWEST = 10, 7, 5
-"""Runs, pictures of a concept in each, and how many photographs of a class in each make it a concept.
-
-With 10 pictures for 7, of the default concepts and the shipped models, 0.4 to 7 more of 100 pairs of concept and class pass.
-"""
+"""Runs, pictures of a concept in each, and how many pictures in each make a class of a set a concept."""
+ALPHA = 0.05
+"""Level of the test."""
 
 Layers = dict[str, Tensor]  # layer → activations (n, features)
 _PENALTY = 1.0  # C of the regression; 0.01 and 100 give mean accuracies within 0.03 of it, on three of the shipped models
@@ -81,7 +79,7 @@ MEASURES = (
     ),
     Measure(
         "told_apart",
-        "concepts told from random",
+        "concepts told from others",
         "held-out accuracy of the concept vectors, mean over concepts",
         f"{_SOURCE}, section 3.2",
         "share",
@@ -145,45 +143,56 @@ def tcav(
     labels: Labels,
     *,
     names: Sequence[str] = DEFAULT,
-    photos: Batch | None = None,
     layers: Sequence[str] | None = None,
     runs: int = RUNS,
     pictures: int = PICTURES,
-    alpha: float = 0.05,
+    alpha: float = ALPHA,
     seed: int = 0,
     chunk: int = 64,
 ) -> list[Sensitivity]:
-    """Sensitivity of images (n, 3, h, w) with labels (n,) to concepts, one answer per layer.
+    """Sensitivity of images (n, 3, h, w) with labels (n,) to concepts, each told from noise; one answer per layer.
 
-    names: of `interp.data.concepts`. photos: in their place the classes of these images, as `photographs` gives them, with at
-    least runs × FEWEST of each. layers: as in `model.net.named_modules()`, '' the input of the last linear layer; None,
-    `middle(model)` and ''. pictures: of a concept, and random ones, in each run, of photographs as many as there are. alpha:
-    level of the test. Raises InputError for an unknown concept or layer, fewer than three runs, and layers that have no part in
-    the logits. Limit: a model that does not see a concept tells it from random pictures at 0.5, and its classes do not depend
-    on it.
+    names: of `interp.data.concepts`. layers: as in `model.net.named_modules()`, '' the input of the last linear layer; None,
+    `middle(model)` and ''. pictures: of a concept, and random ones, in each run. alpha: level of the test. Raises InputError for
+    an unknown concept or layer, fewer than three runs, and layers that have no part in the logits. Limit: a model that does not
+    see a concept tells it from random pictures at 0.5, and its classes do not depend on it.
     """
-    _check(images, labels, names, runs, pictures, model.card.num_classes)
+    unknown = [name for name in names if name not in CONCEPTS]
+    if unknown or not names:
+        raise InputError(f"{unknown or 'nothing'} is no concept; expected some of {', '.join(CONCEPTS)}")
+    _check(images, labels, runs, pictures, model.card.num_classes)
     layers = (middle(model), LAST) if layers is None else tuple(layers)
     gradients = _gradients(model, images, labels, layers, chunk)
-    if photos is None:
-        names, count = (*names, RANDOM), runs * pictures
-        pairs: Iterable[tuple[Layers, Layers]] = _drawn(model, names, images.shape[-1], count, layers, seed, chunk)
-    else:
-        names = (*photos.classes, RANDOM)
-        pairs = _photographed(_activations(model, photos.images, layers, chunk), photos.labels, runs, pictures, seed)
-    vectors: dict[str, list[np.ndarray]] = {layer: [] for layer in layers}
-    accuracy: dict[str, list[list[float]]] = {layer: [] for layer in layers}
-    for positive, negative in pairs:
-        for layer in layers:
-            each = len(positive[layer]) // runs
-            inside = [slice(r * each, (r + 1) * each) for r in range(runs)]
-            found = [concept_vector(positive[layer], negative[layer], rows) for rows in inside]
-            vectors[layer].append(np.stack([v for v, _ in found]))
-            accuracy[layer].append([a for _, a in found])
-    return [
-        _answer(layer, tuple(names), np.stack(vectors[layer]), np.array(accuracy[layer]), gradients[layer], labels, alpha)
-        for layer in layers
-    ]
+    pairs = _drawn(model, (*names, RANDOM), images.shape[-1], runs * pictures, layers, seed, chunk)
+    return _answers((*names, RANDOM), pairs, gradients, labels, runs, alpha)
+
+
+def relative(
+    model: Model,
+    images: Images,
+    labels: Labels,
+    sets: Iterable[Batch],
+    *,
+    layers: Sequence[str] | None = None,
+    runs: int = RUNS,
+    pictures: int = PICTURES,
+    seed: int = 0,
+    chunk: int = 64,
+) -> list[list[Sensitivity]]:
+    """Sensitivity of images (n, 3, h, w) with labels (n,) to the classes of each set, told from the others of the set.
+
+    One answer per set and layer; the images' gradients are taken once. sets: as `interp.data.concepts.family` and `photographs`
+    give them, with at least runs × FEWEST pictures of each class; drawn one by one. pictures: of a concept, and of the others,
+    in each run, or as many as there are. seed: which pictures meet. layers and errors as in `tcav`.
+    """
+    _check(images, labels, runs, pictures, model.card.num_classes)
+    layers = (middle(model), LAST) if layers is None else tuple(layers)
+    gradients = _gradients(model, images, labels, layers, chunk)
+    found = []
+    for batch in sets:
+        pairs = _within(_activations(model, batch.images, layers, chunk), batch, runs, pictures, seed)
+        found.append(_answers((*batch.classes, RANDOM), pairs, gradients, labels, runs, ALPHA))
+    return found
 
 
 def _drawn(
@@ -195,18 +204,18 @@ def _drawn(
         yield _activations(model, concepts(name, count, size, seed + 1).images, layers, chunk), against
 
 
-def _photographed(every: Layers, labels: Labels, runs: int, pictures: int, seed: int) -> Iterator[tuple[Layers, Layers]]:
-    """Activations of each class's photographs and of as many of other classes; last, of two random sets from all classes."""
+def _within(every: Layers, batch: Batch, runs: int, pictures: int, seed: int) -> Iterator[tuple[Layers, Layers]]:
+    """Activations of each class's pictures and of as many of the other classes; last, of two random sets from all classes."""
     generator = torch.Generator().manual_seed(seed)
-    for k in range(int(labels.max()) + 2):
-        of, others = (labels == k).nonzero()[:, 0], (labels != k).nonzero()[:, 0]
+    for k, name in enumerate((*batch.classes, RANDOM)):
+        of, others = (batch.labels == k).nonzero()[:, 0], (batch.labels != k).nonzero()[:, 0]
         of, others = (rows[torch.randperm(len(rows), generator=generator)] for rows in (of, others))
-        if not len(of):  # beyond the last class: the control
+        if k == len(batch.classes):  # the control
             of, others = others.chunk(2)
         each = min(pictures, len(of) // runs, len(others) // runs)
         if each < FEWEST:
             raise InputError(
-                f"concept {k} has {len(of)} photographs beside {len(others)}; expected {runs * FEWEST} of each at least"
+                f"concept {name} has {len(of)} pictures beside {len(others)}; expected {runs * FEWEST} of each at least"
             )
         yield tuple({layer: t[rows[: runs * each]] for layer, t in every.items()} for rows in (of, others))  # type: ignore[misc]
 
@@ -269,6 +278,30 @@ def log_odds(logits: Tensor, labels: Labels) -> Tensor:
     """log p / (1 − p) (n,) of each image's label, from logits (n, classes)."""
     own = nn.functional.one_hot(labels, logits.shape[1]).bool()
     return logits[own] - logits.masked_fill(own, -math.inf).logsumexp(1)
+
+
+def _answers(
+    names: tuple[str, ...],
+    pairs: Iterable[tuple[Layers, Layers]],
+    gradients: Layers,
+    labels: Labels,
+    runs: int,
+    alpha: float,
+) -> list[Sensitivity]:
+    """What each layer says of concepts, from the activations of each concept and of what it is told from."""
+    vectors: dict[str, list[np.ndarray]] = {layer: [] for layer in gradients}
+    accuracy: dict[str, list[list[float]]] = {layer: [] for layer in gradients}
+    for positive, negative in pairs:
+        for layer in gradients:
+            each = len(positive[layer]) // runs
+            inside = [slice(r * each, (r + 1) * each) for r in range(runs)]
+            found = [concept_vector(positive[layer], negative[layer], rows) for rows in inside]
+            vectors[layer].append(np.stack([v for v, _ in found]))
+            accuracy[layer].append([a for _, a in found])
+    return [
+        _answer(layer, names, np.stack(vectors[layer]), np.array(accuracy[layer]), of, labels, alpha)
+        for layer, of in gradients.items()
+    ]
 
 
 def _answer(
@@ -353,13 +386,10 @@ def _joined(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {layer: torch.cat([p[layer] for p in pieces]) for layer in pieces[0]}
 
 
-def _check(images: Images, labels: Labels, names: Sequence[str], runs: int, pictures: int, classes: int) -> None:
+def _check(images: Images, labels: Labels, runs: int, pictures: int, classes: int) -> None:
     if labels.shape != (len(images),) or bool((labels < 0).any()) or bool((labels >= classes).any()):
         raise InputError(
             f"{len(images)} images came with labels {tuple(labels.shape)}; expected one class each, 0 to {classes - 1}"
         )
-    unknown = [name for name in names if name not in CONCEPTS]
-    if unknown or not names:
-        raise InputError(f"{unknown or 'nothing'} is no concept; expected some of {', '.join(CONCEPTS)}")
     if runs < 3 or pictures < 2:
         raise InputError(f"there are {runs} runs with {pictures} pictures; a test needs at least 3 runs, a vector 2 pictures")

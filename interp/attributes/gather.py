@@ -25,7 +25,7 @@ from interp.attributes.evidence import Evidence, at_eps, evidence, noise, togeth
 from interp.data.attributes import attributes
 from interp.gradients.spectrum import centroid, radial
 from interp.models.each import at_once, each
-from interp.models.model import Model, judges_of, model_coords
+from interp.models.model import Model, judges_between, judges_of, model_coords
 from interp.models.randomise import fully_randomised
 from interp.result import with_interval
 from interp.stats import Running, bootstrap
@@ -55,10 +55,14 @@ class Plan:
 
 @dataclass(eq=False)
 class Seen:
-    """values, control: name → (model, image). extras: variables of the dataset. why: group → why it has no values."""
+    """values, control: name → (model, image). beside: name → (model, other, image), what judges that both have read.
+
+    extras: variables of the dataset. why: group → why it has no values.
+    """
 
     values: dict[str, np.ndarray] = field(default_factory=dict)
     control: dict[str, np.ndarray] = field(default_factory=dict)
+    beside: dict[str, np.ndarray] = field(default_factory=dict)
     extras: dict[str, object] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
 
@@ -85,6 +89,9 @@ def gather(models: Sequence[Model], batch: Batch, goals: Labels, plan: Plan) -> 
                 bar.update(len(piece.x))
     joined = {key: np.stack([np.concatenate(v) for v in rows]) for key, rows in found.items() if all(rows)}
     seen.values, seen.control = ({n: v for (kind, n), v in joined.items() if kind == k} for k in ("value", "control"))
+    names = {name.partition("/")[0] for kind, name in joined if kind == "beside"}
+    seen.beside = {n: np.stack([joined["beside", f"{n}/{o}"] for o in range(len(models))], 1) for n in names}
+    seen.control["became"] = _by_chance(joined, models)
     if "appearance" in plan.groups:
         seen.control |= _unlearnt(models, batch, goals, plan, seen.values)
     checks_of = {name: joined["check", name] for name in classify.CONTROLS}
@@ -92,7 +99,7 @@ def gather(models: Sequence[Model], batch: Batch, goals: Labels, plan: Plan) -> 
     seen.extras |= _examples(batch.images[: plan.examples], [[torch.cat(of) for of in zip(*p, strict=True)] for p in pictures])
     if probes:
         reasons = [write.why([probes[j] for j in judges_of(models, m)], goals) for m in range(len(models))]
-        seen.extras |= {"why_written": ("model", reasons)} if any(reasons) else {}
+        seen.extras |= ({"why_written": ("model", reasons)} if any(reasons) else {}) | _read_attributes(probes)
         seen.extras |= _fates(joined.get(("change", "all")), probes[0], batch, goals)
     return seen
 
@@ -146,29 +153,73 @@ def _made(models: Sequence[Model], piece: _Piece, first: int, plan: Plan) -> Ite
 def _of_model(
     models: Sequence[Model], m: int, piece: _Piece, e: Evidence, probes: list[write.Probes], plan: Plan
 ) -> dict[str, dict[str, Any]]:
-    """By kind (value, control, check, by, change) and name what is found of one model in some images, (n,) or (n, …)."""
-    x, goal, judges = piece.x, piece.goal, judges_of(models, m)
+    """By kind and name what is found of one model in some images, (n,) or (n, …).
+
+    value, control; beside: NAME/other, the values by judges that the other has too; check, by (NAME/judge), aside (what the
+    control of `became` takes), change (of attributes).
+    """
+    x, goal, judges = piece.x, piece.goal, tuple(judges_of(models, m))
     hits = _hits(models, m, x, piece.y, goal, e, piece.right, plan, by=range(len(models)))
-    read, unread = among(hits, judges), among(piece.empty, judges)
-    checks = among({"noise": piece.empty["classified"], "blurred image": piece.blur}, judges) | read
+    unread, both = among(piece.empty, judges), [tuple(judges_between(models, m, o)) for o in range(len(models))]
+    checks = among({"noise": piece.empty["classified"], "blurred image": piece.blur}, judges) | among(hits, judges)
     kinds: dict[str, dict[str, Any]] = {
-        "value": {k.name: read[k.name] for k in classify.MEASURES} | _looks(e, x) | _points(e, piece.moves),
+        "value": _looks(e, x) | _points(e, piece.moves),
         "control": {k.name: unread[k.name] for k in classify.MEASURES}
         | _looks(piece.nothing, x)
         | _points(piece.nothing, piece.moves),
         "check": {name: checks[name] for name in classify.CONTROLS},
         "by": {f"{name}/{j}": hits[name][j] for name in ("classified", "transferred") for j in range(len(models))},
+        "aside": {f"became/{j}": hits["became class"][j] for j in range(len(models))} | {"new": _new(e, piece.y)},
     }
+    read: dict[tuple[int, ...], dict[str, Any]] = {}
+    for by in {judges, *both}:
+        seen = among(hits, by)
+        read[by] = {k.name: seen[k.name] for k in classify.MEASURES}
     if probes and judges:
-        readers, key = [probes[j] for j in judges], tuple(judges)
-        moved = write.moved(readers, (x + e.toward).clamp(0, 1), goal, rows=piece.rows, chunk=plan.chunk)
-        if key not in piece.wrote:
-            idle = write.moved(readers, (x + piece.nothing.toward).clamp(0, 1), goal, rows=piece.rows, chunk=plan.chunk)
-            piece.wrote[key] = _wrote(idle)
-        kinds["value"] |= _wrote(moved)
-        kinds["control"] |= piece.wrote[key]
-        kinds["change"] = {"all": moved.change}
+        pictures, blank = (x + e.toward).clamp(0, 1), (x + piece.nothing.toward).clamp(0, 1)
+        shown = dict(zip(judges, write.features_of([probes[j] for j in judges], pictures, chunk=plan.chunk), strict=True))
+        for by in filter(None, read):
+            of = [probes[j] for j in by]
+            moved = write.moved(of, pictures, goal, rows=piece.rows, shown=[shown[j] for j in by])
+            read[by] |= _wrote(moved)
+            kinds |= {"change": {"all": moved.change}} if by == judges else {}
+        if judges not in piece.wrote:
+            readers = [probes[j] for j in judges]
+            piece.wrote[judges] = _wrote(write.moved(readers, blank, goal, rows=piece.rows, chunk=plan.chunk))
+        kinds["control"] |= piece.wrote[judges]
+    kinds["value"] |= read[judges]
+    nothing = dict.fromkeys(read[judges], np.full(len(x), np.nan))
+    kinds["beside"] = {f"{name}/{o}": v for o, by in enumerate(both) for name, v in (nothing | read[by]).items()}
     return kinds
+
+
+def _new(e: Evidence, y: Labels) -> Tensor:
+    """The class (n,) that each image became, NaN where it is what it was."""
+    return torch.where(e.reads == y, torch.nan, e.reads.double()) if e.reads is not None else torch.full(y.shape, torch.nan)
+
+
+def _by_chance(joined: dict[tuple[str, str], np.ndarray], models: Sequence[Model]) -> np.ndarray:
+    """What `became` is where readings have nothing to do with images: how often a model's images become the class that is read.
+
+    (model, image), a mean over the model's judges; NaN where an image is what it was.
+    """
+    rows = []
+    for m, new in enumerate(joined["aside", "new"]):
+        known = np.isfinite(new)
+        often = np.bincount(new[known].astype(int), minlength=models[m].card.num_classes) / max(1, int(known.sum()))
+        reads = [joined["aside", f"became/{j}"][m] for j in judges_of(models, m)]
+        hits = [np.where(known, often[np.where(known, read, 0).astype(int)], np.nan) for read in reads]
+        rows.append(np.mean(hits, 0) if hits else np.full(len(new), np.nan))
+    return np.stack(rows)
+
+
+def _read_attributes(probes: Sequence[write.Probes]) -> dict[str, object]:
+    """attribute_read (judge, attribute): held-out balanced accuracy of each judge's probe; attribute_kept: whether it is used."""
+    block = np.array([[(at.mean, at.low, at.high) for at in p.accuracy] for p in probes])
+    kept = block[..., 1] > np.array([p.threshold for p in probes])[:, None]
+    dims, ends = ("judge", "attribute"), ("", "_low", "_high")
+    found: dict[str, object] = {f"attribute_read{end}": (dims, block[..., k]) for k, end in enumerate(ends)}
+    return found | {"attribute_kept": (dims, kept)}
 
 
 def _probes(models: Sequence[Model], batch: Batch, plan: Plan, seen: Seen) -> list[write.Probes]:
@@ -215,6 +266,7 @@ def _hits(
         "sign flipped": (flipped, flipped == goal),
         "transferred": (moved, moved == goal),
         "became": (became.where(new != y, _UNREAD), became == new),
+        "became class": (became.where(new != y, _UNREAD), became),
         "removed": (removed, removed == y),
         "fooled": (after.where(right, _UNREAD), after != y),
     }

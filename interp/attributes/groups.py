@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -22,15 +23,18 @@ from interp.attention.readings import read
 from interp.attributes import aligned, concepts, discovery, localise, shape
 from interp.attributes.evidence import together
 from interp.attributes.table import Column
-from interp.data.concepts import photographs
+from interp.data.concepts import FAMILIES, family, photographs
 from interp.data.conflicts import cue_conflict_folder
 from interp.data.source import images
 from interp.data.synthetic import shapes
 from interp.models.each import each
-from interp.models.model import Model, judges_of
+from interp.models.model import Model, judges_between, judges_of
 from interp.models.randomise import fully_randomised
 from interp.result import Measure
 from interp.types import Batch, InputError, Labels, pixels
+
+FEWEST_IMAGES = 20
+"""Images without which concepts are not compared: their units are concepts, whose spread says nothing of few images."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,13 @@ class Sizes:
     randomised: int = 64
     stamp: str = field(default="", init=False)
 
+    @property
+    def sources(self) -> dict[str, str]:
+        """Group → the source that is given for it, '' where none is."""
+        return {"shape": self.cues, "where": self.masked, "concepts": self.concepts, "written": self.attributes}
+
     def __post_init__(self) -> None:
-        roots = [Path(s.rpartition(":")[2]) for s in (self.cues, self.masked, self.concepts, self.attributes) if s]
+        roots = [Path(source.rpartition(":")[2]) for source in self.sources.values() if source]
         files = [p for root in roots for p in (root, *sorted(root.rglob("*"))) if p.is_file()]
         stats = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
         object.__setattr__(self, "stamp", hashlib.sha256(repr(stats).encode()).hexdigest()[:16] if stats else "")
@@ -110,19 +119,25 @@ def shape_or_texture(models: Sequence[Model], batch: Batch, _goals: Labels, size
 
 
 def named_concepts(models: Sequence[Model], batch: Batch, _goals: Labels, sizes: Sizes, chunk: int) -> Found:
-    """TCAV, at the last layer and half-way: how far classes depend on drawn concepts and photographs, beside random pictures."""
-    few, sets = batch[: sizes.tested], [None, *_photographs(models[0], sizes.concepts)]
+    """TCAV, at the last layer and half-way: how far classes depend on concepts, each told from the others of its family.
+
+    Families are those of `interp.data.concepts`, and the classes of `sizes.concepts`; random parts of a family are its control.
+    """
+    few, photos = batch[: sizes.tested], _photographs(models[0], sizes.concepts)
+    if len(few) < FEWEST_IMAGES:
+        raise InputError(f"concepts came with {len(few)} images; expected {FEWEST_IMAGES} at least, to say how they vary")
     depths = _depths(models)
 
     def run(model: Model) -> list[list[concepts.Sensitivity]]:
         layers = [layer(model) for layer in depths.values()]
-        return [concepts.tcav(model, few.images, few.labels, photos=p, layers=layers, chunk=chunk) for p in sets]
+        sets = chain(_families(few.images.shape[-1]), photos)
+        return concepts.relative(model, few.images, few.labels, sets, layers=layers, chunk=chunk)
 
     every = each(run, models, desc="concepts")  # (model, set, depth)
     columns: list[Column] = []
-    first = [(of[0].names[:-1], p is not None) for of, p in zip(every[0], sets, strict=True)]
+    names = [f"{name}{' (photo)' * (s >= len(FAMILIES))}" for s, of in enumerate(every[0]) for name in of[0].names[:-1]]
     extras: dict[str, object] = {
-        "concept": ("concept", [f"{name} (photo)" if photo else name for names, photo in first for name in names]),
+        "concept": ("concept", names),
         "tested_class": ("tested_class", [models[0].card.label(k) for k in range(every[0][0][0].score.shape[1])]),
     }
     for d, depth in enumerate(depths):
@@ -135,10 +150,12 @@ def named_concepts(models: Sequence[Model], batch: Batch, _goals: Labels, sizes:
             name: (*_beside(found, of), "concept")
             for name, of in (("significant", lambda f: f.depending), ("told_apart", lambda f: f.accuracy.mean(1)))
         }
-        columns += [Column(rows[name], own, other, "random pictures", unit) for name, (own, other, unit) in kinds.items()]
+        columns += [
+            Column(rows[name], own, other, "random parts of a family", unit) for name, (own, other, unit) in kinds.items()
+        ]
         scores = np.stack([np.concatenate([f.score[:-1] for f in of]) for of in found])
         extras[f"concept_{depth}score"] = (("model", "concept", "tested_class"), scores)
-        extras |= _why(rows["sensitivity"].name, [of[0].why for of in found])
+        extras |= _why(rows["sensitivity"].name, ["; ".join(dict.fromkeys(f.why for f in of if f.why)) for of in found])
     return columns, extras
 
 
@@ -149,6 +166,12 @@ def _depths(models: Sequence[Model]) -> dict[str, Callable[[Model], str]]:
         return found | {"middle_": concepts.middle} if [concepts.middle(m) for m in models] else found
     except InputError:
         return found
+
+
+def _families(size: int) -> Iterator[Batch]:
+    """Pictures of the drawn concepts, a family at a time: at 224 pixels they would take a gigabyte together."""
+    for names in FAMILIES.values():
+        yield family(names, concepts.RUNS * concepts.PICTURES, size, seed=0)
 
 
 def _photographs(model: Model, source: str) -> list[Batch]:
@@ -219,16 +242,27 @@ def pictures(models: Sequence[Model], batch: Batch, _goals: Labels, sizes: Sizes
         return [(logits, aligned.diversity(features, targets, real, batch.labels)) for logits, features in seen]
 
     readings = each(judged, models)
-    values: dict[str, list[np.ndarray]] = {"read_accuracy": [], "diversity": []}
-    control: dict[str, list[np.ndarray]] = {"read_accuracy": [], "diversity": []}
-    for m in range(len(models)):
-        for into, of in ((values, m + 1), (control, 0)):
-            logits, apart = zip(*(readings[j][of] for j in judges_of(models, m)), strict=True)
-            into["read_accuracy"].append(aligned.read_accuracy(torch.stack(logits), targets).numpy())
-            into["diversity"].append(torch.stack(apart).mean(0).numpy())
+
+    def read(of: int, by: Sequence[int]) -> dict[str, np.ndarray]:
+        """What some judges read in the noise, 0, or in what model of − 1 drew; NaN without judges."""
+        if not by:
+            return {name: np.full(len(targets), np.nan) for name in ("read_accuracy", "diversity")}
+        logits, apart = zip(*(readings[j][of] for j in by), strict=True)
+        hits = aligned.read_accuracy(torch.stack(logits), targets)
+        return {"read_accuracy": hits.numpy(), "diversity": torch.stack(apart).mean(0).numpy()}
+
+    every = range(len(models))
+    own, blank = (
+        [read(of, judges_of(models, m)) for m, of in enumerate(ofs)] for ofs in ([m + 1 for m in every], [0 for _ in every])
+    )
+    beside = [[read(m + 1, judges_between(models, m, o)) for o in every] for m in every]
     columns = [
-        Column(rows[name], np.stack(values[name]), np.stack(control[name]), "the noise drawn from", "picture") for name in values
-    ]
+        Column(
+            rows[name], np.stack([v[name] for v in own]), np.stack([v[name] for v in blank]), "the noise drawn from", "picture",
+            np.array([[v[name] for v in of] for of in beside]),
+        )
+        for name in ("read_accuracy", "diversity")
+    ]  # fmt: skip
     shown = np.stack([pixels(d[:classes]) for d in made])
     return columns, {"synthesis": (("model", "target", "y", "x", "channel"), shown)}
 
@@ -250,21 +284,23 @@ def distances(models: Sequence[Model], batch: Batch, _goals: Labels, sizes: Size
 
 
 def where(models: Sequence[Model], batch: Batch, _goals: Labels, sizes: Sizes, chunk: int) -> Found:
-    """How much of the gradient and of the model's own map lies on the object, beside a map around the centre.
+    """How much of the gradient and of the model's own map lies on the object, beside an even map or one around the centre,
+    whichever does better.
 
     What each model predicts is explained, so that the pictures need no class it knows: those of `sizes.masked`, else the images
     where they have masks, else drawn shapes, whose masks are exact.
     """
     pictured, origin = _masked(models[0], batch, sizes)
     assert pictured.masks is not None
-    blind, unit = localise.controls(pictured.masks)["centre map"], "image" if pictured is batch else "located"
+    blind, unit = localise.controls(pictured.masks), "image" if pictured is batch else "located"
     columns = []
     for source, title in (("gradient", "gradient"), ("map", "map")):
         rows = {m.name: dataclasses.replace(m, name=f"{source}_{m.name}", title=f"{title}: {m.title}") for m in localise.MEASURES}
         found = each(partial(_located, batch=pictured, source=source, chunk=chunk), models, desc=f"where, {title}")
         for name in ("mass", "pointing"):
-            values, control = np.stack([f[name] for f in found]), np.repeat(blind[name][None], len(models), 0)
-            columns.append(Column(rows[name], values, control, f"a map around the centre, in {origin}", unit))
+            values, harder = np.stack([f[name] for f in found]), max(blind, key=lambda kind: np.nanmean(blind[kind][name]))
+            control = np.repeat(blind[harder][name][None], len(models), 0)
+            columns.append(Column(rows[name], values, control, f"{harder}, in {origin}", unit))
     return columns, {"mask_area": (unit, pictured.masks.float().mean((1, 2)).numpy())}
 
 

@@ -28,6 +28,8 @@ class Column:
     """One measure: values (model, unit) and those of its control on the same units, NaN where undefined.
 
     against: what the control is, in words, '' where a measure has none. unit: the dimension of units: image, stimulus, picture.
+    beside (model, other, unit): the values by which a model is compared with another, where those depend on the pair, as judges
+    do; NaN where it cannot be compared.
     """
 
     measure: Measure
@@ -35,22 +37,30 @@ class Column:
     control: np.ndarray | None = None
     against: str = ""
     unit: str = "image"
+    beside: np.ndarray | None = None
+
+    def difference(self, one: int, other: int) -> np.ndarray:
+        """Other less one, (unit,)."""
+        if self.beside is None:
+            return np.asarray(self.values[other] - self.values[one])
+        return np.asarray(self.beside[other, one] - self.beside[one, other])
 
 
 def tabulate(columns: Sequence[Column], models: Sequence[str], pairs: Sequence[tuple[int, int]]) -> xr.Dataset:
     """The table of some measures.
 
-    Per measure NAME: NAME, NAME_low, NAME_high, NAME_n (model); values_NAME (model, unit); NAME_control with _low and _high
+    Per measure NAME: NAME, NAME_low, NAME_high, NAME_n (model); values_NAME (model, unit); NAME_control with _low, _high and _n
     (model); NAME_above (model), whether the value differs from its control as it should; NAME_difference, NAME_difference_low,
     _high and NAME_p (model, other), Holm-corrected; attributes control, best (the id of the model that is better than every
-    other, or ''), verdict (words). pairs: (standard, robust) twins that the verdict is about.
+    other, or ''), verdict (words). Attribute least_p: the smallest p that pairs can have. pairs: the (standard, robust) twins of
+    the verdict.
     """
     if not columns:
         return xr.Dataset()
     data: dict[str, Any] = {}
     every = list(combinations(range(len(models)), 2))
     draws = max(20000, int(2 * len(columns) * max(len(every), len(models)) / LEVEL))  # so many that the rule can still find any
-    differences_of = [np.stack([c.values[b] - c.values[a] for a, b in every], 1) if every else None for c in columns]
+    differences_of = [np.stack([c.difference(a, b) for a, b in every], 1) if every else None for c in columns]
     beside = [(c.values - c.control).T if c.control is not None else None for c in columns]
     found = _bootstrapped([*differences_of, *beside], draws)
     compared, tests = found[: len(columns)], found[len(columns) :]
@@ -77,9 +87,10 @@ def tabulate(columns: Sequence[Column], models: Sequence[str], pairs: Sequence[t
         if test is not None and column.control is not None:
             for end, values in zip(("", "_low", "_high"), np.array([bootstrap(v) for v in column.control]).T, strict=True):
                 data[f"{m.name}_control{end}"] = ("model", values)
+            data[f"{m.name}_control_n"] = ("model", np.isfinite(column.control).sum(1))
             shown &= (above < LEVEL) & (_sign(m) * test.mean > 0 if m.better != "none" else True)
         data[f"{m.name}_above"] = ("model", shown)
-        best = _best(m, np.array([s.mean for s in spans]), shown, corrected)
+        best = _best(m, np.array([s.mean for s in spans]), shown, block[0], corrected)
         data[m.name][2].update(
             {
                 "control": column.against,
@@ -89,7 +100,8 @@ def tabulate(columns: Sequence[Column], models: Sequence[str], pairs: Sequence[t
                 "verdict": verdict(m, shown, block[0], corrected, pairs, judged=bool((counted >= FEWEST).any())),
             }
         )
-    return xr.Dataset(data)
+    tested = sum(int(np.isfinite(p).sum()) for p in p_pairs)
+    return xr.Dataset(data, attrs={"least_p": tested / (draws + 1)})
 
 
 def _bootstrapped(series: Sequence[np.ndarray | None], draws: int) -> list[Paired | None]:
@@ -118,13 +130,13 @@ def _sign(m: Measure) -> int:
     return -1 if m.better == "lower" else 1
 
 
-def _best(m: Measure, means: np.ndarray, shown: np.ndarray, p: np.ndarray) -> int | None:
+def _best(m: Measure, means: np.ndarray, shown: np.ndarray, differences: np.ndarray, p: np.ndarray) -> int | None:
     """The model that is better than each of the others that have a value, by corrected p-values."""
     if m.better == "none" or not shown.any():
         return None
     first = int(np.nanargmax(np.where(shown, _sign(m) * means, np.nan)))
     others = [k for k in range(len(means)) if k != first and np.isfinite(means[k])]
-    better = all(p[first, k] < LEVEL and _sign(m) * (means[first] - means[k]) > 0 for k in others)
+    better = all(p[first, k] < LEVEL and _sign(m) * differences[first, k] > 0 for k in others)
     return first if others and better else None
 
 
@@ -144,8 +156,10 @@ def verdict(
     sure = [np.sign(differences[r, s]) if p[s, r] < LEVEL and _counts(m, shown, differences, s, r) else 0 for s, r in pairs]
     higher, lower = sum(v > 0 for v in sure), sum(v < 0 for v in sure)
     parts = [f"{word} in {k}" for word, k in (("higher", higher), ("lower", lower)) if k]
-    open_ = len(pairs) - higher - lower
+    apart = sum(bool(np.isnan(p[s, r])) for s, r in pairs)
+    open_ = len(pairs) - higher - lower - apart
     parts += [f"not shown to differ in {open_}"] if open_ else []
+    parts += [f"not compared in {apart}"] if apart else []
     return f"robust against standard: {', '.join(parts)} of {len(pairs)}"
 
 

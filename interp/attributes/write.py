@@ -188,11 +188,13 @@ def moved(
     rows: Sequence[int] | Tensor | None = None,
     seed: int = 0,
     chunk: int = 64,
+    shown: Sequence[Tensor] | None = None,
 ) -> Moved:
     """What pictures (m, 3, h, w), made from the probes' images toward classes goals (m,), gained and lost.
 
     probes: of one or more judges, fitted on the same images; means are over them. rows (m,): from which image each picture was
-    made; None, one from each in order. seed: draws the goals of the control. Raises InputError where shapes do not fit.
+    made; None, one from each in order. seed: draws the goals of the control. shown: what `features_of` says of the pictures,
+    where it is known already. Raises InputError where shapes do not fit.
     Limit: the images themselves as pictures give changes of 0.
     """
     first = probes[0]
@@ -201,8 +203,7 @@ def moved(
     start, other = first.labels[at], _third(first, at, goals, seed)
     had, will, sure = first.has[:, start].T, first.has[:, goals].T, _both(first.known, start, goals)
     changes, scores = [], []
-    shown = each(lambda judge: _features(judge, pictures, chunk), [p.judge for p in probes])
-    for p, features in zip(probes, shown, strict=True):
+    for p, features in zip(probes, features_of(probes, pictures, chunk=chunk) if shown is None else shown, strict=True):
         before = p.logits[at]  # NaN where the judge does not read the attribute
         after = _read(features, p.fold[at], p.weights, p.offsets)
         changes.append(after - before)
@@ -214,6 +215,11 @@ def moved(
         first.names, written(change, had, will).numpy(), precision.numpy(), recall.numpy(),
         written(aside, had, first.has[:, other].T).numpy(), change.numpy(), *by_fate(change, had, will, at),
     )  # fmt: skip
+
+
+def features_of(probes: Sequence[Probes], pictures: Images, *, chunk: int = 64) -> list[Tensor]:
+    """What the judge of each of the probes makes of pictures (m, 3, h, w), before it decides."""
+    return each(lambda judge: _features(judge, pictures, chunk), [p.judge for p in probes])
 
 
 def why(probes: Sequence[Probes], goals: Labels, *, rows: Sequence[int] | Tensor | None = None) -> str:

@@ -343,7 +343,7 @@ def compare(
     from interp.report.measures import write
     from interp.types import fraction
 
-    asked = tuple(groups.split(",")) if groups else GROUPS
+    asked = tuple(name.strip() for name in groups.split(",")) if groups else GROUPS
     attack = dataclasses.replace(pgd(fraction(eps), "linf", steps), targeted=True)
     sizes = Sizes(cues=cues, masked=masked, concepts=concepts, attributes=attributes)
     params = Compare(attack, groups=asked, sizes=sizes, chunk=chunk)

@@ -7,7 +7,8 @@ curved, angular   strokes: arcs of circles, or the same strokes along regular po
 a shape        filled, on any background
 random         none of these: smooth colour noise, the counter-example of all
 
-`photographs` gives the classes of a user's labelled images as concepts, of textures for example.
+`family` puts concepts of one kind into one set, in which each can be told from the others; `photographs` makes such a set of the
+classes of a user's labelled images, of textures for example.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import colorsys
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -49,6 +51,13 @@ STRIPES = {"narrow stripes": (6.5, 8.0), "broad stripes": (1.5, 2.5)}
 STROKES = ("curved", "angular")
 CONCEPTS = (*COLOURS, *PATTERNS, *STRIPES, *STROKES, *SHAPES)
 RANDOM = "random"
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "colours": tuple(COLOURS),
+    "stripes": (*TEXTURES[:3], *STRIPES),
+    "textures": ("dots", "checks", "waves", "bricks", *STROKES),
+    "shapes": SHAPES[:6],
+}
+"""Concepts of one kind, that differ in what they are called for."""
 
 _STROKE = 6  # numbers that one stroke takes: x, y, radius, rotation, length, corners
 _STROKES = 7  # in a picture
@@ -80,6 +89,13 @@ def concepts(name: str, n: int, size: int, seed: int) -> Batch:
     else:
         raise InputError(f"there is no concept {name!r}; expected {RANDOM} or one of {', '.join(CONCEPTS)}")
     return Batch(images, torch.zeros(n, dtype=torch.int64), classes=(name,))
+
+
+def family(names: Sequence[str], n: int, size: int, seed: int) -> Batch:
+    """n pictures of each of several concepts, that share no random number; labels 0, 1, … in the order of the names."""
+    found = [concepts(name, n, size, seed + k) for k, name in enumerate(names)]
+    labels = torch.arange(len(names)).repeat_interleave(n)
+    return Batch(torch.cat([batch.images for batch in found]), labels, classes=tuple(names))
 
 
 def photographs(spec: str, *, preprocess: Preprocess, least: int, most: int, seed: int) -> Batch:

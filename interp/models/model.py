@@ -148,6 +148,11 @@ def judges_of(models: Sequence[Model], generator: int | None) -> list[int]:
     return [j for j in others if groups[j] != groups[generator]] or others
 
 
+def judges_between(models: Sequence[Model], one: int, other: int) -> list[int]:
+    """Positions of the judges that two models have in common: what one is read by cannot be told from who reads otherwise."""
+    return [j for j in judges_of(models, one) if j in judges_of(models, other)]
+
+
 def _label(model: Model) -> str:
     """Architecture and training in a few words, or the id where the training is unknown."""
     if not model.robust and not model.card.training:

@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from interp.errors import InputError
 from interp.plots import curves, evidence
 from interp.plots.matrices import ABOVE, ARROWS, by_group, form, heads, judges, standing
-from interp.plots.style import NEUTRAL, Drawing, colours, epsilon, labels, look, note, rows, small, wrap
+from interp.plots.style import NEUTRAL, Drawing, colours, labels, look, note, rows, small, wrap
 from interp.result import Result
 
 DIVERGING = "RdBu_r"
@@ -47,7 +47,7 @@ def parallel(result: Result) -> Figure:
             worst, best = _ends(data, name)
             ax.axvline(k, color="0.8", lw=0.8, zorder=0)
             ax.text(k, 1.09, f"{best:{form(np.array([best]))}}", ha="center", va="bottom", fontsize=6)
-            at = {"ha": "left", "va": "bottom", "fontsize": 5.5, "color": "0.35", "zorder": 4}
+            at: dict[str, Any] = {"ha": "left", "va": "bottom", "fontsize": 5.5, "color": "0.35", "zorder": 4}
             ax.text(k + 0.05, 0.025, f"{worst:{form(np.array([worst]))}}", bbox={"fc": "white", "ec": "none", "pad": 0.4}, **at)
         ax.axhline(0, color="0.35", ls=":", lw=1)
         heads_ = [f"{wrap(data[name].attrs['long_name'])} {ARROWS[data[name].attrs['better']]}" for name in names]
@@ -115,6 +115,7 @@ def sweeps(result: Result) -> Figure:
     data = result.data
     names = [str(v) for v in data if str(v).startswith("sweep_") and not str(v).endswith(("_low", "_high"))]
     sizes = data["eps"].values
+    whole = result.params["attack"]["norm"] == "linf" and np.allclose(sizes * 255, np.round(sizes * 255))
     with look():
         fig = Drawing(figsize=(1.8 * len(names), 1.9))
         for ax, name in zip(fig.subplots(1, len(names), squeeze=False, sharey=True)[0], names, strict=True):
@@ -124,15 +125,15 @@ def sweeps(result: Result) -> Figure:
             if what != "fooled":
                 ax.axhline(float(data.attrs["chance"]), color="0.35", ls=":", lw=1)
             ax.set_title(wrap(data[what].attrs["long_name"] if what in data else what), fontsize=7)
-            ax.set(xscale="log", ylim=(0, 1.02), xlabel="ε")
-            ax.set_xticks(sizes, [epsilon(float(e)).removeprefix("ε = ").removesuffix(" (unbounded)") for e in sizes], fontsize=6)
+            ax.set(xscale="log", ylim=(0, 1.02), xlabel="ε · 255" if whole else "ε")
+            ax.set_xticks(sizes, [f"{e * 255:.0f}" if whole else f"{e:g}" for e in sizes], fontsize=6.5)
             ax.minorticks_off()
             ax.grid(alpha=0.25)
         fig.axes[0].set_ylabel("share of images and judges")
         _legend(fig, 0.3)
         steps = max(1, result.params["attack"]["steps"] // 2)
-        n = data[names[0]].attrs["n"]
-        note(fig, 0.72, [f"n = {n} images, {steps} steps, mean with 95 % bootstrap bands; dotted: chance. ε = 1 binds nothing."])
+        n, free = data[names[0]].attrs["n"], "ε = 1 (255/255) binds nothing." if whole and sizes.max() >= 1 else ""
+        note(fig, 0.72, [f"n = {n} images, {steps} steps, mean with 95 % bootstrap bands; dotted: chance. {free}"])
     return fig
 
 
@@ -236,6 +237,37 @@ def _frame(c: int, r: int) -> Rectangle:
     return Rectangle((c - 0.46, r - 0.44), 0.92, 0.88, fill=False, edgecolor="black", linewidth=1.1)
 
 
+def probes(result: Result) -> Figure:
+    """Attribute × judge: how well a probe reads the attribute off a judge's features of held-out images (balanced accuracy).
+
+    Struck through: left out, the judge does not count for this attribute.
+    """
+    data, order = result.data, rows(result.data)
+    v, kept = data["attribute_read"].values[order].T, data["attribute_kept"].values[order].T.astype(bool)
+    wide, high = max(2.4, 0.55 * len(order)), 0.17 * len(v)
+    with look():
+        fig = Drawing(figsize=(wide, high))
+        ax = fig.add_axes((0, 0, 1, 1))
+        picture = ax.imshow(np.where(kept, v, np.nan), cmap=NEUTRAL, vmin=0.5, vmax=1, aspect="auto")
+        ax.set_facecolor("0.9")
+        for a, k in np.ndindex(v.shape):
+            ink = "0.5" if not kept[a, k] else "white" if v[a, k] < 0.78 else "black"
+            ax.text(k, a, f"{v[a, k]:.2f}" if np.isfinite(v[a, k]) else "–", ha="center", va="center", color=ink, fontsize=5.8)
+            if not kept[a, k] and np.isfinite(v[a, k]):
+                ax.plot((k - 0.25, k + 0.25), (a, a), color="0.35", lw=0.7)
+        named = heads(data, order)
+        ax.xaxis.tick_top()
+        ax.set_xticks(range(len(order)), named, fontsize=min(6, *(small(head, room=9) for head in named)))
+        ax.set_yticks(range(len(v)), data["attribute"].values, fontsize=6.5)
+        ax.tick_params(length=0)
+        ax.spines[:].set_visible(False)
+        bar = fig.add_axes((0.1, -0.2 / high, 0.8, 0.09 / high))
+        fig.colorbar(picture, cax=bar, orientation="horizontal", label="balanced accuracy, held-out images (0.5: chance)")
+        none = ["–: no probe."] if np.isnan(v).any() else []
+        note(fig, 0.66, ["Struck through: the judge is left out for this attribute.", *none], left=-1.0 / wide)
+    return fig
+
+
 def concepts(result: Result, *, name: str = "concept_score") -> Figure:
     """TCAV: share of a class's images that move toward a concept, concept × class for every model, all on 0 to 1.
 
@@ -263,7 +295,7 @@ def concepts(result: Result, *, name: str = "concept_score") -> Figure:
         bar = fig.add_axes((1 + 0.12 / width, 0.25, 0.1 / width, 0.5))
         fig.colorbar(picture, cax=bar, label="TCAV score (½: neither way)")
         where = "the last layer" if name == "concept_score" else "the layer half-way through each model"
-        note(fig, 0.72, [f"At {where}. Grey: not shown to differ from a random concept."])
+        note(fig, 0.72, [f"At {where}, each told from the others of its family. Grey: not shown to differ from random pictures of the family."])
     return fig
 
 
@@ -334,9 +366,12 @@ FIGURES = (
     Drawn("judges_perturbation", "perturbation", "classified_by", judges, "Which judge reads δ alone as the target, and checks."),
     Drawn("judges_image", "perturbation", "transferred_to", _judges_of_images, "Which judge reads x + δ as the target."),
     Drawn("sweeps", "perturbation", "eps", sweeps, "What judges read, against ε."),
-    Drawn("examples", "appearance", "example_x", evidence.examples, "What a standard model and its robust twin make of images."),
+    Drawn(
+        "examples", "appearance", "example_x", evidence.examples, "What standard models and their robust twins make of images."
+    ),
     Drawn("spectra", "appearance", "spectrum", curves.spectra, "Where in the spectrum the perturbations lie."),
     Drawn("written", "written", "attribute_change", written, "Which attributes perturbations write."),
+    Drawn("probes", "written", "attribute_read", probes, "How well each judge's probes read the attributes, and which are used."),
     Drawn("pictures", "pictures", "synthesis", evidence.pictures, "What each model draws from noise toward each class."),
     Drawn("bands", "shape", "accuracy_by_band", bands, "Accuracy on low- and high-passed images."),
     Drawn("concepts", "concepts", "concept_score", concepts, "How classes depend on concepts at the last layer (TCAV)."),
@@ -349,7 +384,7 @@ FIGURES = (
     ),
     Drawn("needed", "discovery", "concepts_needed", needed, "How many concepts explain 90 % of each model's features."),
     Drawn("similarity", "discovery", "cka", similarity, "How far models' features agree."),
-    Drawn("crops", "discovery", "concept_crop", evidence.crops, "Where the concepts found in a model's features lie."),
+    Drawn("crops", "discovery", "concept_crop", evidence.crops, "Where the concepts found in robust models' features lie."),
 )
 
 

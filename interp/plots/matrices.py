@@ -34,11 +34,12 @@ GROUPS = {
 }
 TWINS = "robust against standard: "  # how a verdict on twins begins
 NAMES, CELL, VERDICT, ROW, HEAD = 1.78, 0.66, 1.62, 0.225, 0.2  # inches: widths of columns, heights of a row, of a group's title
+NARROWEST = 2.1  # inches of the matrix of judges: the name of its axis fits
 RULES = (
     "Mean and 95 % bootstrap interval. ★ better than every other model, ↑ where higher is better, ↓ where lower is. "
-    "“as control”: not shown to differ from the control as it should. Paired bootstrap and Student's t over the units, "
-    "p < 0.05 after Holm's correction over all measures. Shade: from the worst (dark) to the best of a row's models that differ "
-    "from their control; none where no direction is better. Verdict: robust models against their standard twins."
+    "“as control”: not shown to differ from the control as it should. p < 0.05 after Holm's correction over all measures, p the "
+    "larger of a bootstrap of t over the units and of Student's t. Shade: from the worst (dark) to the best of a row's models "
+    "that differ from their control; none where no direction is better. Verdict: robust models against their standard twins."
 )
 
 
@@ -80,8 +81,14 @@ def heads(data: xr.Dataset, order: Sequence[int]) -> list[str]:
 
 
 def count(data: xr.Dataset, name: str) -> str:
-    """n of a measure, from the fewest to the most where models differ."""
+    """n of a measure, from the fewest to the most where models differ, and that of its control where it is another."""
     n = data[f"{name}_n"].values
+    of_control = data[f"{name}_control_n"].values if f"{name}_control_n" in data else n
+    same = np.array_equal(n, of_control) or not of_control.any()
+    return _fewest_to_most(n) + ("" if same else f", control {_fewest_to_most(of_control)}")
+
+
+def _fewest_to_most(n: np.ndarray) -> str:
     return f"{n.min()}" if n.min() == n.max() else f"{n.min()}–{n.max()}"
 
 
@@ -197,7 +204,7 @@ def judges(result: Result, *, name: str = "classified_by") -> Figure:
     data, order = result.data, rows(result.data)
     matrix = data[name].values[np.ix_(order, order)]
     checked = name == "classified_by" and "classified_controls" in data and "classified" in data
-    wide, high = 0.62 * len(order), (0.5 if checked else 0.36) * len(order)
+    wide, high = max(NARROWEST, 0.62 * len(order)), (0.5 if checked else 0.36) * len(order)
     with look():
         fig = Drawing(figsize=(wide + (2.6 if checked else 0), high))
         ax = fig.add_axes((0, 0, wide / fig.get_figwidth(), 1))
@@ -217,7 +224,7 @@ def judges(result: Result, *, name: str = "classified_by") -> Figure:
         what = "δ alone" if name == "classified_by" else "x + δ"
         bar = fig.add_axes((0, 1 + 0.1 / high, wide / fig.get_figwidth(), 0.09 / high))
         label = f"share of {what} read as the target (chance {data.attrs['chance']:.2f}, n = {data[name].attrs['n']})"
-        fig.colorbar(picture, cax=bar, orientation="horizontal", label=label)
+        fig.colorbar(picture, cax=bar, orientation="horizontal", label="\n".join(textwrap.wrap(label, int(wide / 0.062))))
         bar.xaxis.set_ticks_position("top")
         bar.xaxis.set_label_position("top")
         if checked:
@@ -226,8 +233,8 @@ def judges(result: Result, *, name: str = "classified_by") -> Figure:
 
 
 def _checks(ax: Axes, data: xr.Dataset, order: list[int]) -> None:
-    """Bars beside the matrix's rows: δ, then each check, as the mean over judges of other architectures, with intervals."""
-    names = ["δ, judges of other architectures", *map(str, data["check"].values)]
+    """Bars beside the matrix's rows: δ, then each check, as the mean over a model's judges, with intervals."""
+    names = [f"δ, {who_judges(data)}", *map(str, data["check"].values)]
     tables = [
         np.column_stack([data[f"classified{end}"].values, data[f"classified_controls{end}"].values])[order]
         for end in ("", "_low", "_high")
@@ -243,6 +250,13 @@ def _checks(ax: Axes, data: xr.Dataset, order: list[int]) -> None:
     ax.set(ylim=(len(order) - 0.5, -0.5), yticks=[], xlabel="share read as the target (dotted: chance)")
     ax.set_xlim(left=0)
     ax.legend(loc="lower left", bbox_to_anchor=(-0.03, 1.0), frameon=False, fontsize=6, handlelength=1, labelspacing=0.25)
+
+
+def who_judges(data: xr.Dataset) -> str:
+    """Who reads what a model made: models of other architectures, or where there is one architecture the other models."""
+    if len(set(data["group"].values.tolist())) > 1:
+        return "judges of other architectures"
+    return "the other model" if data.sizes["model"] == 2 else "the other models"
 
 
 def _frame(c: int, r: int) -> Rectangle:

@@ -14,12 +14,28 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from interp.plots import attributes, matrices
-from interp.plots.matrices import ABOVE, GROUPS, LIKE_CONTROL, UNDEFINED, UNTESTED, by_group, count, form, standing
+from interp.plots.matrices import (
+    ABOVE,
+    FEWEST,
+    GROUPS,
+    LIKE_CONTROL,
+    UNDEFINED,
+    UNTESTED,
+    by_group,
+    count,
+    form,
+    standing,
+    who_judges,
+)
 from interp.plots.style import labels, look, rows
 from interp.result import Result
 
 DIRECTION = {"higher": "higher is better ↑", "lower": "lower is better ↓", "none": "no direction is better"}
 DIFFERS = {ABOVE: "yes", LIKE_CONTROL: "no", UNTESTED: "not tested", UNDEFINED: UNDEFINED}
+REMARKS = {
+    "shape": "Values of rows named “kept” are over the images that each model gets right unchanged; differences are over the "
+    "images that both get right."
+}
 FEWER_DOTS = 110  # per inch: pictures of the page are for screens
 
 
@@ -43,6 +59,7 @@ class Group:
     """Measures of one kind, with the pictures behind them as data addresses."""
 
     title: str
+    remark: str
     entries: list[Entry]
     pictures: list[tuple[str, str]]
 
@@ -54,6 +71,7 @@ def write(result: Result, folder: Path) -> Path:
     groups = [
         Group(
             GROUPS.get(group, group),
+            REMARKS.get(group, ""),
             [_entry(result.data, name) for name in names],
             [
                 (d.caption, _png(d.draw(result)))
@@ -88,8 +106,10 @@ def _png(fig: Figure) -> str:
 
 def _entry(data: xr.Dataset, name: str) -> Entry:
     attrs = data[name].attrs
+    alone = not who_judges(data).startswith("judges")
+    formula = attrs["formula"].replace("models of other architectures", "the other models") if alone else attrs["formula"]
     facts = {
-        "formula": attrs["formula"],
+        "formula": formula,
         "source": attrs["source"],
         "unit": attrs["unit"],
         "direction": DIRECTION[attrs["better"]],
@@ -127,12 +147,28 @@ def _differences(data: xr.Dataset, name: str) -> list[tuple[str, ...]]:
     for a, b in pairs:
         v, low, high = (float(block[a, b]) for block in blocks)
         pair = f"{labels(data)[a]} − {labels(data)[b]}"
-        if np.isnan(v) or {stand[a], stand[b]} == {LIKE_CONTROL}:
-            found.append((pair, UNDEFINED if np.isnan(v) else "both as control", "", ""))
+        if UNDEFINED in (stand[a], stand[b]):
+            found.append((pair, UNDEFINED, "", ""))
+        elif np.isnan(v) or (np.isnan(p[a, b]) and _shared(data, name, a, b) >= FEWEST):
+            found.append((pair, "not compared", "", ""))
+        elif {stand[a], stand[b]} == {LIKE_CONTROL}:
+            found.append((pair, "both as control", "", ""))
         else:
-            found.append((pair, f"{v:+{spec}}", f"[{low:+{spec}}, {high:+{spec}}]", _p(float(p[a, b]))))
+            said = _p(float(p[a, b]), float(data.attrs.get("least_p", 0)))
+            found.append((pair, f"{v:+{spec}}", f"[{low:+{spec}}, {high:+{spec}}]", said))
     return found
 
 
-def _p(p: float) -> str:
-    return "not tested" if np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+def _shared(data: xr.Dataset, name: str, a: int, b: int) -> int:
+    """Of how many units two models both have a value."""
+    values = data[f"values_{name}"].values
+    return int(np.isfinite(values[a] - values[b]).sum())
+
+
+def _p(p: float, least: float) -> str:
+    """least: the smallest p that can be found, of which no more is known than that p is not above it; rounded up."""
+    if np.isnan(p):
+        return "not tested"
+    if p < 0.001:
+        return "< 0.001"
+    return f"≤ {np.ceil(1000 * p - 1e-6) / 1000:.3f}" if p <= 1.01 * least else f"{p:.3f}"

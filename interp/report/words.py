@@ -206,7 +206,7 @@ def compare(result: Result) -> Text:
         " ".join([*seen, *others]),
         f"{_compared(result) if attacked else ''}95 % bootstrap intervals over images, or the units that a measure names. A value is "
         "printed where it differs from its control, measured on the same units, as it should; models are compared in pairs on the "
-        "same units. p-values of paired bootstraps, Holm-corrected over all measures, pairs and models."
+        "same units. p is the larger of a bootstrap of t and Student's t, Holm-corrected over all measures, pairs and models."
         + (f" Left out: {left_out}." if left_out else ""),
     )
 
@@ -214,10 +214,11 @@ def compare(result: Result) -> Text:
 def _compared(result: Result) -> str:
     """How the perturbations of a comparison were made and read."""
     attack = result.params["attack"]
+    apart = judges(result.data) == "judges"
+    who = f"judges are {'the models of other architectures, the same for both twins' if apart else 'the other models'}"
     return (
         f"n = {result.data.sizes['image']} images. δ: targeted {attack['norm'].replace('linf', 'L∞')} PGD, {epsilon(attack['eps'])}, "
-        f"{attack['steps']} steps, each image toward one other class; judges are the models of other architectures, the same for both "
-        f"twins, or where there is one architecture the other models. Chance is {result.data.attrs['chance']:.0%}. In place of δ and of gradients the control has noise, "
+        f"{attack['steps']} steps, each image toward one other class; {who}. Chance is {result.data.attrs['chance']:.0%}. In place of δ and of gradients the control has noise, "
         "and for how they look those of networks with random parameters, on fewer images. "
     )
 
