@@ -225,7 +225,7 @@ def test_few_values_are_not_judged() -> None:
 
 
 def test_models_are_compared_by_what_both_have_been_read_by() -> None:
-    """Read by its own judges each, the second would be higher; by those that both have, the first; the third cannot be compared."""
+    """By its own judges the second is higher, by those that both have the first; the third cannot be compared."""
     own = np.stack([around(v, seed=k)[0] for k, v in enumerate((1.0, 2.0, 5.0))])
     beside = np.repeat(own[:, None], 3, 1)
     beside[0, 1] = own[1] + 1

@@ -295,7 +295,8 @@ def concepts(result: Result, *, name: str = "concept_score") -> Figure:
         bar = fig.add_axes((1 + 0.12 / width, 0.25, 0.1 / width, 0.5))
         fig.colorbar(picture, cax=bar, label="TCAV score (½: neither way)")
         where = "the last layer" if name == "concept_score" else "the layer half-way through each model"
-        note(fig, 0.72, [f"At {where}, each told from the others of its family. Grey: not shown to differ from random pictures of the family."])
+        rule = "Each is told from the others of its family. Grey: not shown to differ from random pictures of the family."
+        note(fig, 0.72, [f"At {where}. {rule}"])
     return fig
 
 
