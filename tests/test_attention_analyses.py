@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.text import Text
 
 import interp
 from interp.attacks.pgd import PGD
@@ -29,6 +30,8 @@ from interp.result import open_result
 from interp.robustness.shift import Shift, attention_shift
 from interp.types import Batch, InputError
 from tests.attention_nets import make as net
+from tests.timm_nets import make as between
+from tests.timm_nets import of as tiny_images
 
 FAMILIES = ("xcit", "mobilevit", "cait", "vit_reg", "swin", "mobilevitv2", "beit")
 
@@ -118,7 +121,10 @@ def test_queries_hold_the_weights_to_one_part_in_255(tiny_models: list[Model], s
     read_back = data["rows"].values[m, :, :n, :n] / 255 * data["peak"].values[m, :, :n, None] / n
     assert np.allclose(read_back, exact, atol=float(exact.max()) / 500)
     resnet = [model.family for model in tiny_models].index("resnet")
-    assert str(data["own"].values[resnet]) == "not read: it has no attention" and not data["rows"].values[resnet].any()
+    assert (
+        str(data["own"].values[resnet]).startswith("not read: it has no attention module")
+        and not data["rows"].values[resnet].any()
+    )
     with pytest.raises(InputError, match="no model has a layer in which patches ask"):
         attention_queries([tiny_models[resnet]], few)
 
@@ -154,8 +160,34 @@ def test_channel_and_class_attention_have_no_distance(tiny_models: list[Model], 
     data = attention_by_layer([of_family(tiny_models, "xcit")], samples[:2]).data
     assert list(data["kind"].values[0]) == ["channel", "channel", "class", "class"]
     assert np.isnan(data["distance"]).all() and np.isfinite(data["entropy"]).all() and "focus" not in data
-    with pytest.raises(InputError, match="has attention"):
-        attention_by_layer([of_family(tiny_models, "resnet")], samples[:2])
+    resnet = of_family(tiny_models, "resnet")
+    with pytest.raises(InputError, match=f"no model has attention.*{resnet.card.id}: it has no attention module"):
+        attention_by_layer([resnet], samples[:2])
+    beside = attention_by_layer([of_family(tiny_models, "xcit"), resnet], samples[:2])
+    assert [bool(reason) for reason in beside.data["unread"].values.tolist()] == [False, True]
+    (said,) = (text.get_text() for text in layers(beside).findobj(Text) if "no attention layer" in text.get_text())
+    assert "it has no attention module" in " ".join(said.split())
+
+
+def test_attention_between_channels_alone_goes_through_every_analysis() -> None:
+    """EdgeNeXt: auto reads channels; what needs weights of tokens is refused, and says what to take."""
+    model, x = between("edgenext"), tiny_images("edgenext")
+    batch = Batch(x, torch.tensor([0, 1]), ids=("a", "b"))
+    asked = How(query=(5, 9))
+    for how in (How(), asked, How(layer=next(iter(attention_layers(model))))):
+        reading, own = read(model, x, how=how), read(model, x, method="channels", how=how)
+        assert torch.equal(reading.maps, own.maps) and reading.maps.amax((1, 2)).min() > 0 and "derived" in reading.how
+    data = interp.attention([model], batch, interp.Attend(("auto", "raw", "weighted"))).data
+    assert np.isfinite(data["map"].values[0, 0]).all() and np.isnan(data["map"].values[0, 1:]).all()
+    assert all("take channels" in str(words) for words in data["how"].values[0, 1:])
+    moved = attention_shift([model], batch, Shift((8 / 255,), PGD(8 / 255, steps=2))).data
+    assert np.isfinite(moved["map"]).all() and np.isfinite(moved["divergence"]).all()
+    found = interp.faithfulness([model], batch, interp.Faithfulness(("attention",), steps=4, randomise=False)).data
+    assert "take channels" in str(found["trusted"].values[0, 0])
+    assert "derived" in str(attention_queries([model], batch).data["own"].values[0])
+    drawn = attention_heads([model], batch)
+    assert "head" not in drawn.data and np.allclose(drawn.data["channels"].sum("column").max(), 1, atol=1e-4)
+    channels(drawn, 0)
 
 
 def test_shift_is_zero_without_attack_and_grows_with_it(tiny_models: list[Model], samples: Batch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -29,7 +30,7 @@ from interp.attention.statistics import distance, entropy
 from interp.models.model import Model
 from interp.types import Batch, Card, InputError, Preprocess
 from tests.attention_nets import joined
-from tests.timm_nets import NETS, make, of
+from tests.timm_nets import MENDED, NETS, make, of
 
 MOST = 2e-5  # of the largest number that is compared
 
@@ -398,10 +399,13 @@ def test_the_distance_to_a_pooled_key_is_that_to_its_centre() -> None:
 @pytest.mark.parametrize("name", sorted(NETS.keys() - {"vit22b"}))
 def test_grad_cam_works_at_the_familys_layer(name: str) -> None:
     model, x = make(name), of(name)
+    if name == "hiera":  # whose small map is what is left of large terms
+        model, x = model.double(), x.double()
     maps = cam(model, x, torch.tensor([1, 2]))
     assert maps.shape[0] == 2 and (maps >= 0).all() and maps.max() > 0
-    one = cam(model, x[1:], torch.tensor([2]))
-    assert torch.allclose(one[0], maps[1], atol=1e-5 * float(maps.max()))
+    if name != "gcvit" or MENDED:
+        one = cam(model, x[1:], torch.tensor([2]))
+        assert torch.allclose(one[0], maps[1], atol=1e-5 * float(maps.max()))
 
 
 @pytest.mark.parametrize("name", ["pvt", "twins", "mvit_cls", "hiera", "nest", "maxvit", "coatnet", "levit_conv", "tnt", "sam"])
@@ -435,12 +439,60 @@ def test_roll_out_begins_behind_the_last_layer_that_changes_the_grid() -> None:
     [
         ("crossvit", "rollout", "two branches"),
         ("edgenext", "rollout", "no weights of tokens on tokens"),
+        ("edgenext", "raw", "take channels"),
+        ("edgenext", "weighted", "take channels"),
         ("msra", "chefer", "one after another"),
     ],
 )
 def test_what_is_undefined_is_refused_with_its_reason(name: str, method: str, says: str) -> None:
     with pytest.raises(InputError, match=says):
         read(make(name), of(name), torch.tensor([1, 2]), method=method)
+
+
+@pytest.mark.parametrize("method", ["weighted", "chefer"])
+def test_a_query_behind_which_the_head_reads_the_class_token_alone_is_refused(method: str) -> None:
+    """The last layer's patch rows do not reach the logit; chefer has others where the last stage has more than one layer."""
+    asked, one = How(query=(5, 9)), make("mvit_cls")
+    with pytest.raises(InputError, match="the head reads the class token alone, so that no row of a patch"):
+        read(one, of("mvit_cls"), method=method, how=asked)
+    assert read(one, of("mvit_cls"), method="raw", how=asked).maps.amax((1, 2)).min() > 0
+    pooled = read(make("relpos"), of("relpos"), method=method, how=asked)
+    assert pooled.maps.max() > 0
+    two, x = make("relpos_cls"), of("relpos_cls")
+    if method == "weighted":
+        with pytest.raises(InputError, match="the head reads the class token alone"):
+            read(two, x, method=method, how=asked)
+    first = next(iter(attention_layers(two)))
+    assert read(two, x, method=method, how=How(first if method == "weighted" else None, query=(5, 9))).maps.max() > 0
+
+
+def test_queries_of_the_whole_image_are_named_so() -> None:
+    """GCViT: every second layer; each says that it sees its window alone, as those of Swin's kind do."""
+    model, x = make("gcvit"), of("gcvit")
+    kinds = attention_layers(model)
+    shared = [path for path in kinds if model.net.get_submodule(path).use_global]
+    assert shared and {path for path, kind in kinds.items() if kind == "global-query"} == set(shared) != set(kinds)
+    for query in (None, (5, 9)):
+        for path in kinds:
+            how = read(model, x, method="raw", how=How(path, query=query)).how
+            assert ("queries of the whole image, the same in every window" in how) == (path in shared)
+            with torch.no_grad(), capture(model, layers=[path]) as rec:
+                model(x)
+            geometry = rec.layers[0].geometry
+            assert geometry is not None and ("only within its window or grid" in how) == (geometry.groups > 1)
+    assert any("only within" in read(make(name), of(name), method="raw").how for name in ("swincr", "nest"))
+    assert "only within" not in read(make("pvt"), of("pvt"), method="raw").how
+
+
+def test_layers_that_attend_and_are_not_captured_are_named() -> None:
+    model = built("vit_tiny_patch16_224", 32, img_size=32, depth=2, class_token=False, global_pool="map")
+    for method in ("auto", "raw", "weighted"):
+        assert "not captured: attention pool (attn_pool)" in read(model, torch.rand(1, 3, 32, 32), method=method).how
+    assert "not captured" not in read(model, torch.rand(1, 3, 32, 32), method="gradcam").how
+    assert "not captured: outlook attention" in read(make("volo"), of("volo"), method="raw").how
+    batch = Batch(of("volo", 1), torch.tensor([0]), ids=("a",))
+    assert "not captured: outlook attention" in str(attention_queries([make("volo")], batch).data["own"].values[0])
+    assert "not captured" not in read(make("pvt"), of("pvt"), method="raw").how
 
 
 @pytest.mark.parametrize("name", ["pvt", "hiera", "davit", "maxvit_parallel", "nextvit"])
@@ -464,6 +516,7 @@ REFUSED = {
     "focalnet_tiny_srf": "convolutions",
     "halonet26t": "overlapping",
     "lambda_resnet26t": "form no weights",
+    "resnet50_clip": r"attention pool \(head\)",
 }
 
 
@@ -473,8 +526,12 @@ def test_families_that_only_seem_to_attend_are_refused_with_the_reason(arch: str
     with pytest.raises(InputError, match=rf"{REFUSED[arch]}[\s\S]*Grad-CAM"):
         attention_layers(model)
     x = torch.rand(1, 3, model.card.preprocess.size, model.card.preprocess.size)
-    data = attend([model], Batch(x, torch.tensor([0]), ids=("a",)), Attend(("raw", "auto"))).data
-    assert REFUSED[arch] in str(data["how"].values[0, 0]) and "Grad-CAM" in str(data["how"].values[0, 1])
+    batch = Batch(x, torch.tensor([0]), ids=("a",))
+    data = attend([model], batch, Attend(("raw", "auto"))).data
+    assert re.search(REFUSED[arch], str(data["how"].values[0, 0])) and "Grad-CAM" in str(data["how"].values[0, 1])
+    for analysis in (attention_queries, attention_by_layer):
+        with pytest.raises(InputError, match=REFUSED[arch]):
+            analysis([model], batch)  # type: ignore[operator]
 
 
 def test_differential_attention_is_refused() -> None:
@@ -485,6 +542,8 @@ def test_differential_attention_is_refused() -> None:
 
 
 def built(arch: str, size: int, **args: Any) -> Model:
+    if not timm.is_model(arch):
+        pytest.skip(f"timm {timm.__version__} has no {arch}")
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm's own, of deprecated names
@@ -551,10 +610,16 @@ def test_every_family_of_timm_is_captured_or_refused_with_a_reason(family: str) 
         assert alike(c.weights @ c.values, c.output), c.name
 
 
+# families that came after the oldest timm that is allowed
+NEWER = {"cpubone", "iformer", "lowformer", "deepseekvitclassifier", "qwen3vitclassifier", "gemma4vitclassifier"}
+
+
 def test_rows_name_classes_that_timm_has() -> None:
     """A misspelt name would never be found, and the family be taken for one without attention."""
     classes = {name for module in list(sys.modules.values()) if module.__name__.startswith("timm.") for name in vars(module)}
     for row in LAYOUTS.values():
+        if row.family in NEWER and row.family not in {name.lower() for name in classes}:
+            continue
         assert {key.partition(".")[0] for key in (*row.modules, *row.places)} <= classes, row.family
         if row.modules and not row.family.startswith("mobilevit"):
             assert row.family in {name.lower() for name in classes}, row.family
@@ -604,6 +669,7 @@ def test_no_hook_is_left_behind_when_the_model_raises(name: str) -> None:
         ("metaformer", [(4, 6), (2, 3)]),
         ("fastvit", [(2, 3)]),
         ("mobilenetv4", [(2, 3)]),
+        ("edgenext", [(8, 12), (4, 6), (2, 3)]),
     ],
 )
 def test_grids_of_images_that_are_no_square(name: str, grids: list[tuple[int, int]]) -> None:

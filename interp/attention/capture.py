@@ -13,6 +13,10 @@ bit for bit, and what is recorded is what this version of timm computes, with it
     A = softmax(q̂·k̂ᵀ·τ)              XCA (arXiv 2106.09681, eq. 2; q̂, k̂ of unit length over the tokens, τ learnt)
     A = W_w·softmax(W_l·q·kᵀ/√d)     talking heads (arXiv 2003.02436; rows need not sum to 1)
     c = softmax(q), one q per token  MobileViT v2 (arXiv 2206.02680, section 3.1): values are its keys
+    A = softmax(kᵀ·v/√d)             channels of DaViT v1 (as timm has arXiv 2204.03645): values are its q
+
+In some families more happens between the heads and the projection, which no weights tell of: MViT v2 adds the queries,
+EfficientFormer v2 a convolution of the values, and iFormer multiplies with a gate.
 """
 
 from __future__ import annotations

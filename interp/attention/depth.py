@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from interp.attention.capture import Captured, capture
-from interp.attention.layout import has_attention
+from interp.attention.layout import has_attention, reason_without
 from interp.attention.maps import enlarge
 from interp.attention.readings import head_maps
 from interp.attention.statistics import distance, diversity, entropy, focus
@@ -72,9 +72,10 @@ def attention_by_layer(models: Sequence[Model], batch: Batch, params: ByLayer = 
     Measures (model, depth), see MEASURES: means over images with 95 % bootstrap intervals, layers in the order in which they
     run, NaN behind a model's last; values_NAME (model, depth, image). distance_uniform (model, depth): what uniform attention
     on the layer's grid reaches, beside which a distance has to be seen. layer, kind (model, depth): names and kinds, '' behind
-    the last. Channel attention has no distance and no focus, class attention no distance, one head no diversity: NaN. focus,
-    with focus_area (image), the masks' share of the image, which is what a uniform map scores, only where the batch has masks;
-    images without an object are left out of it. Raises InputError where no model has attention.
+    the last; unread (model): why a model has no layers, '' where it has some. Channel attention has no distance and no focus,
+    class attention no distance, one head no diversity: NaN. focus, with focus_area (image), the masks' share of the image, which
+    is what a uniform map scores, only where the batch has masks; images without an object are left out of it. Raises InputError,
+    with the reasons, where no model has attention.
     """
     started = time.perf_counter()
     for model in models:
@@ -82,7 +83,9 @@ def attention_by_layer(models: Sequence[Model], batch: Batch, params: ByLayer = 
     found = [_one(model, batch, params.chunk) for model in tqdm(models, desc="attention by layer", leave=False)]
     most = max(len(layers) for layers in found)
     if not most:
-        raise InputError(f"none of {', '.join(m.card.id for m in models)} has attention; its layers cannot be measured")
+        reasons = "; ".join(f"{m.card.id}: {reason_without(m)}" for m in models)
+        raise InputError(f"no model has attention whose layers could be measured: {reasons}")
+    unread = ["" if layers else reason_without(model) for model, layers in zip(models, found, strict=True)]
     masked = batch.masks is not None
     values = {m.name: np.full((len(models), most, len(batch)), np.nan) for m in MEASURES if masked or m.name != "focus"}
     names, kinds = (np.full((len(models), most), "", object) for _ in range(2))
@@ -93,7 +96,11 @@ def attention_by_layer(models: Sequence[Model], batch: Batch, params: ByLayer = 
             for name, block in values.items():
                 block[m, k] = layer.values[name]
     data = xr.Dataset(
-        {"layer": (("model", "depth"), names.astype(str)), "kind": (("model", "depth"), kinds.astype(str))},
+        {
+            "layer": (("model", "depth"), names.astype(str)),
+            "kind": (("model", "depth"), kinds.astype(str)),
+            "unread": ("model", unread),
+        },
         coords=model_coords(models) | {"image": list(batch.ids)},
     )
     for measure in (m for m in MEASURES if m.name in values):

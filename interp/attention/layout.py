@@ -9,12 +9,15 @@ Kinds of attention, by what the rows and columns of a weight matrix stand for:
            LeViT, 2104.01136); where they do not, the same as self
 - unfold:  patches × patches, one matrix for each pixel position inside a patch (MobileViT, arXiv 2110.02178, section 3.1)
 - window:  tokens × tokens inside a window (Swin, arXiv 2103.14030, section 3.2), or of a grid that takes every k-th position
-           (MaxViT, 2204.01697); in GCViT's global layers (2206.09959) the queries of all windows are the same, of the whole image
+           (MaxViT, 2204.01697)
+- global-query: the same where queries come from the whole image and are the same in every window, keys and values from the
+           window (GCViT, arXiv 2206.09959, section 3.2; timm before 1.0.31 mixes up the queries of the images of a batch)
 - context: one row of scores over the patches, for each pixel position of a patch (MobileViT v2, arXiv 2206.02680, section 3.1)
 - channel: channels × channels, no place in the image (XCA of XCiT, arXiv 2106.09681, eq. 2; EdgeNeXt, 2206.10589; DaViT,
-           2204.03645); never drawn as a map
+           2204.03645, whose first version weighs its q); never drawn as a map
 
-Convolutions between attention layers, as most hybrids have, are no part of any weights.
+Convolutions between attention layers, as most hybrids have, are no part of any weights. Nor are the layers in UNREAD, which
+attend and are not captured: readings say so.
 """
 
 from __future__ import annotations
@@ -32,8 +35,18 @@ from interp.types import InputError
 if TYPE_CHECKING:
     from interp.models.model import Model
 
-Kind: TypeAlias = Literal["self", "class", "talking", "pooled", "unfold", "window", "context", "channel"]
+Kind: TypeAlias = Literal["self", "class", "talking", "pooled", "unfold", "window", "global-query", "context", "channel"]
 T = TypeVar("T")
+UNREAD = {  # classes of layers that attend and are not captured
+    "AttentionPoolLatent": "attention pool",
+    "AttentionPoolPrr": "attention pool",
+    "AttentionPool2d": "attention pool",
+    "RotAttentionPool2d": "attention pool",
+    "OutlookAttention": "outlook attention, whose windows overlap",
+    "HaloAttn": "halo attention, whose keys stand in overlapping windows",
+    "LambdaLayer": "lambda layers, which form no weights",
+    "DiffAttention": "differential attention, the difference of two softmaxes",
+}
 
 
 @dataclass(frozen=True)
@@ -65,7 +78,6 @@ _ROWS = (
         "visiontransformer",
         "blocks.-1.norm1",
         {"Attention": "self", "AttentionRope": "self", "ParallelScalingBlock": "self"},
-        why="differential attention, the difference of two softmaxes (arXiv 2410.05258), is not captured here",
     ),
     Layout("visiontransformerdistilled", "blocks.-1.norm1", {"Attention": "self"}),
     Layout("visiontransformerrelpos", "blocks.-1.norm1", {"RelPosAttention": "self"}),
@@ -201,8 +213,6 @@ _ROWS = (
         "stages",
         {"BottleneckAttn": "self"},
         {"BottleneckAttn": at.channels_first},
-        why="it has no attention that is captured here: of these networks most convolve, halo attention has keys in overlapping "
-        "windows, and lambda layers form no weights",
     ),
     Layout("resnet", "layer4"),
     Layout("preactresnet", "layer4"),
@@ -284,13 +294,31 @@ def has_attention(model: Model) -> bool:
     return row is not None and any(True for _ in matching(model.net, row.modules))
 
 
+def unread(model: Model) -> str:
+    """In words which layers attend and are not captured, "" where there are none."""
+    found = [(UNREAD[type(m).__name__], name) for name, m in model.net.named_modules() if type(m).__name__ in UNREAD]
+    names = {what: [name for kind, name in found if kind == what] for what, _ in found}
+    said = [f"{what} ({of[0]}{f' and {len(of) - 1} more' if len(of) > 1 else ''})" for what, of in names.items()]
+    return " and ".join(said)
+
+
+def reason_without(model: Model) -> str:
+    """Why a model has no attention to capture, in one clause."""
+    row = LAYOUTS.get(model.family)
+    if left := unread(model):
+        return f"what attends in it is not captured here: {left}"
+    if row is None:
+        return f"attention of the family {model.family!r} is unknown here"
+    return row.why or "it has no attention module that is known here"
+
+
 def why_not(model: Model) -> str:
     """Why a model has no attention to capture, and what to do instead."""
-    row = LAYOUTS.get(model.family)
-    if row is None:
+    row, reason, left = LAYOUTS.get(model.family), reason_without(model), unread(model)
+    if row is None and not left:
         return f"model {model.card.id} is of the family {model.family!r}, {_unknown()}"
-    having = ", ".join(row.family for row in _ROWS if row.modules)
-    reason = row.why or f"it has no attention module that is known here; families with attention are {having}"
+    if row is not None and not row.why and not left:
+        reason += f"; families with attention are {', '.join(row.family for row in _ROWS if row.modules)}"
     return f"model {model.card.id} (family {model.family}): {reason}. Use a class activation map for this one (Grad-CAM)"
 
 
@@ -301,7 +329,12 @@ def attention_layers(model: Model) -> dict[str, Kind]:
     """
     if not has_attention(model):
         raise InputError(why_not(model))
-    return {path: kind for path, _, _, kind in matching(model.net, LAYOUTS[model.family].modules)}
+    return {path: _kind(module, kind) for path, module, _, kind in matching(model.net, LAYOUTS[model.family].modules)}
+
+
+def _kind(module: nn.Module, kind: Kind) -> Kind:
+    """As the row has it; GCViT has layers of two kinds of one class."""
+    return "global-query" if getattr(module, "use_global", False) else kind
 
 
 def module_at(net: nn.Module, path: str) -> nn.Module:

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from interp.attention.capture import Captured, capture
-from interp.attention.layout import attention_layers, has_attention
+from interp.attention.layout import attention_layers, has_attention, reason_without, unread
 from interp.attention.maps import channel_rows, query_rows
 from interp.models.model import Model, model_coords
 from interp.result import Result
@@ -92,13 +92,14 @@ def _one(model: Model, batch: Batch, params: Queries) -> tuple[Tensor, tuple[int
             raise InputError(f"layer {name} has a grid of {size[0]} × {size[1]}; the page holds at most {MOST} positions")
         rows, words = _rows(layer)
         parts.append(rows.cpu())
-    return torch.cat(parts), size, words
+    left = unread(model)
+    return torch.cat(parts), size, words + (f"; not captured: {left}" if left else "")
 
 
 def _layer(model: Model, asked: str | None) -> str:
     """The layer to read: the last in which patches ask, else the last of channels."""
     if not has_attention(model):
-        raise InputError("it has no attention")
+        raise InputError(reason_without(model))
     kinds = attention_layers(model)
     if asked is not None and asked not in kinds:
         raise InputError(f"it has no layer {asked}")
@@ -121,6 +122,7 @@ def _rows(layer: Captured) -> tuple[Tensor, str]:
     words = {
         "unfold": "attention, each position to those of the same place in other patches",
         "window": "attention, among the positions of its window or grid",
+        "global-query": "attention of a query of the whole image, the same in every window, among the positions of a window",
         "context": "context scores, the same for all queries of a place in its patch",
     }
     return query_rows(layer.weights, layer.geometry), f"{words.get(layer.kind, 'attention')}, {at}"

@@ -1,7 +1,7 @@
 """One map per image of what a model looks at, by any of the methods below; each says in words how it was read.
 
-auto         the model's own attention (raw) where it has any on the image, else Grad-CAM; a query that only a class token could
-             answer is put to the attention between channels (channels)
+auto         the model's own attention (raw) where it has any on the image; else, and for a query that only a class token could
+             answer, the attention between channels (channels) where it has that; else Grad-CAM
 raw          weights of one layer, the last on the image by default: the class token's row where the head reads it, else the
              attention received, the mean over queries; with a query, that position's row in the last layer in which patches ask
 channels     derived from attention between channels (XCA), which has no place in the image: the energy of the value channels that
@@ -16,7 +16,7 @@ gradcam, gradcam++, layercam, scorecam    class activation maps (see cam.py)
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from interp.attention.cam import cam, check_targets
 from interp.attention.capture import Captured, capture
 from interp.attention.geometry import Geometry
-from interp.attention.layout import attention_layers, has_attention, layout_of, why_not
+from interp.attention.layout import attention_layers, has_attention, layout_of, unread, why_not
 from interp.attention.maps import channel_readout, channel_rows, class_map, dense, query_map, received_map
 from interp.attention.rollout import gradient_weighted, last_stage, reduce_heads, relevance, rollout
 from interp.types import Images, InputError, Labels, Maps
@@ -70,8 +70,13 @@ def spatial_layers(model: Model) -> list[str]:
 
 
 def _default(model: Model, query: Query | None) -> str:
-    """The last layer on the image; with a query, the last in which patches ask, where there is one."""
+    """The last layer on the image; with a query, the last in which patches ask, where there is one.
+
+    Raises InputError where all attention is between channels.
+    """
     drawn, kinds = spatial_layers(model), attention_layers(model)
+    if not drawn:
+        raise InputError("its attention is between channels and cannot be drawn on the image; take channels, derived from it")
     asking = [name for name in drawn if kinds[name] != "class"] if query is not None else []
     return (asking or drawn)[-1]
 
@@ -81,6 +86,19 @@ def head_maps(layer: Captured, *, query: Query | None = None, image: tuple[int, 
 
     query: a pixel of an image of the given size. Raises InputError for channel attention, which has no place in the image.
     """
+    maps, words = _unbounded(layer, query, image)
+    return maps, f"{words}{_bounds(layer)}"
+
+
+def _bounds(layer: Captured) -> str:
+    """In words, beyond which places no query of a layer sees, and what is special about its queries."""
+    cut = layer.kind in ("window", "global-query", "pooled") and layer.geometry is not None and layer.geometry.groups > 1
+    words = ", only within its window or grid" if cut else ""
+    return words + (", by queries of the whole image, the same in every window" if layer.kind == "global-query" else "")
+
+
+def _unbounded(layer: Captured, query: Query | None, image: tuple[int, int]) -> tuple[Tensor, str]:
+    """The maps of every head and which reading they are, not yet how far a query sees."""
     if layer.geometry is None or layer.kind == "channel":
         raise InputError(f"layer {layer.name} is {layer.kind} attention and cannot be drawn on the image; choose another layer")
     if query is not None:
@@ -143,9 +161,10 @@ def _weighted(model: Model, x: Images, targets: Labels | None, how: How) -> Read
     layers, score = _with_gradient(model, x, targets, [name])
     if layers[0].kind in ("channel", "context"):
         raise InputError(f"layer {name} is {layers[0].kind} attention: it has no weights of tokens on tokens")
-    matrix = gradient_weighted(layers, score, head=how.head)[0]
-    maps = _read_out(dense(matrix, _geometry(layers[0])), layers[0], how.query, x)
-    return Reading(maps, f"(∇A ⊙ A)⁺ of the target's logit, {_of_heads(how.head)}, at layer {name}")
+    matrix = dense(gradient_weighted(layers, score, head=how.head)[0], _geometry(layers[0]))
+    _check_asking(matrix, layers[0], how.query, "an earlier layer")
+    maps = _read_out(matrix, layers[0], how.query, x)
+    return Reading(maps, f"(∇A ⊙ A)⁺ of the target's logit{_bounds(layers[0])}, {_of_heads(how.head)}, at layer {name}")
 
 
 def _rollout(model: Model, x: Images, _targets: Labels | None, how: How) -> Reading:
@@ -162,6 +181,7 @@ def _chefer(model: Model, x: Images, targets: Labels | None, how: How) -> Readin
     captured, score = _with_gradient(model, x, targets, _chained(model))
     layers = last_stage(captured)
     found = relevance(layers, gradient_weighted(layers, score, head=how.head))
+    _check_asking(found, layers[-1], how.query, "rollout")
     words = f"relevance by gradient × attention, {_of_heads(how.head)}, {_over(layers, captured)}"
     return Reading(_read_out(found, layers[-1], how.query, x), words)
 
@@ -179,7 +199,8 @@ def _chained(model: Model) -> list[str]:
 
 def _over(layers: list[Captured], of: list[Captured]) -> str:
     rest = "all blocks" if len(layers) == len(of) else "one resolution"
-    only = {"class": "class attention", "unfold": "one block", "window": "one resolution"}.get(layers[0].kind, rest)
+    one = {"class": "class attention", "unfold": "one block", "window": "one resolution", "global-query": "one resolution"}
+    only = one.get(layers[0].kind, rest)
     return f"over {len(layers)} layer{'s' * (len(layers) > 1)} ({only}): {layers[0].name} to {layers[-1].name}"
 
 
@@ -187,6 +208,17 @@ def _geometry(layer: Captured) -> Geometry:
     if layer.geometry is None:
         raise InputError(f"layer {layer.name} has tokens of no known grid")
     return layer.geometry
+
+
+def _check_asking(matrix: Tensor, last: Captured, query: Query | None, instead: str) -> None:
+    """Raise InputError where a query was given and no row of any patch takes part in the logit."""
+    prefix = matrix.shape[-1] - _geometry(last).positions
+    if query is not None and last.kind != "class" and not matrix[:, prefix:].any():
+        reads = "behind it the head reads the class token alone, so that " if _geometry(last).class_token else ""
+        raise InputError(
+            f"{reads}no row of a patch at layer {last.name} takes part in the target's logit; leave the query out, or "
+            f"take raw or {instead}"
+        )
 
 
 def _read_out(matrix: Tensor, last: Captured, query: Query | None, x: Images, *, mean: bool = False) -> Maps:
@@ -223,7 +255,7 @@ def _auto(model: Model, x: Images, targets: Labels | None, how: How) -> Reading:
     if has_attention(model):
         kinds = set(attention_layers(model).values())
         unasked = how.query is not None and how.layer is None and kinds == {"class", "channel"}
-        return (_channels if unasked else _raw)(model, x, targets, how)
+        return (_channels if unasked or kinds == {"channel"} else _raw)(model, x, targets, how)
     return _cam(model, x, targets, how, method="gradcam")
 
 
@@ -261,4 +293,6 @@ def read(model: Model, x: Images, targets: Labels | None = None, *, method: str 
         raise InputError(f"method is {method!r}; expected {', '.join(METHODS)}")
     if method not in ("auto", *CAMS) and not has_attention(model):
         raise InputError(why_not(model))
-    return METHODS[method](model, x, targets, how)
+    reading = METHODS[method](model, x, targets, how)
+    left = unread(model) if method not in CAMS and has_attention(model) else ""
+    return replace(reading, how=f"{reading.how}; not captured: {left}") if left else reading

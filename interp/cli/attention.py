@@ -53,7 +53,7 @@ def attention(
         str,
         typer.Option(
             help="With commas: auto, raw, channels, weighted, rollout, chefer, gradcam, gradcam++, layercam, scorecam; channels "
-            "is derived from XCiT's attention between channels."
+            "is derived from attention between channels (XCiT, EdgeNeXt, DaViT)."
         ),
     ] = "auto",
     layer: Annotated[

@@ -123,7 +123,7 @@ def channels(result: Result, image: int | str = 0) -> Figure:
     """
     data = result.data
     if "channels" not in data:
-        raise InputError("this model has no attention between channels; expected one with XCA, such as XCiT; see `heads`")
+        raise InputError("this model has no attention between channels; expected one with it, such as XCiT; see `heads`")
     i, weights = position(data, image), data["channels"].values
     limit = upper(weights, least=0)
     with look():

@@ -54,12 +54,21 @@ def layers(result: Result) -> Figure:
             axes[-1].axhline(float(data["focus_area"].values.mean()), color="0.35", ls=":", lw=1, label="uniform map (focus)")
         counts = {int(data[name].attrs["n"]) for name in shown if "n" in data[name].attrs}
         notes = [f"n = {', '.join(map(str, sorted(counts)))} images; mean over heads and images with 95 % bootstrap bands"]
-        without = [labels(data)[m] for m in rows(data) if not any(np.isfinite(data[name].values[m]).any() for name in shown)]
         notes += ["distance, dotted: of uniform attention on the same grid"] if "distance_uniform" in data else []
-        notes += [f"no attention layer: {', '.join(without)}"] if without else []
+        notes += _without(data, shown)
         notes += _between_channels(data)
         note(fig, _legend(fig, axes, [labels(data)[m] for m in rows(data)]), notes, left=axes[0].get_position().x0)
     return fig
+
+
+def _without(data: xr.Dataset, shown: Sequence[str]) -> list[str]:
+    """Which models have no layer that was measured, and why where the result says so."""
+    without: dict[str, list[str]] = {}
+    for m in rows(data):
+        if not any(np.isfinite(data[name].values[m]).any() for name in shown):
+            reason = str(data["unread"].values[m]) if "unread" in data else ""
+            without.setdefault(reason, []).append(labels(data)[m])
+    return [f"no attention layer: {', '.join(names)}{reason and f' ({reason})'}" for reason, names in without.items()]
 
 
 def _between_channels(data: xr.Dataset) -> list[str]:
