@@ -263,8 +263,9 @@ def probes(result: Result) -> Figure:
         ax.spines[:].set_visible(False)
         bar = fig.add_axes((0.1, -0.2 / high, 0.8, 0.09 / high))
         fig.colorbar(picture, cax=bar, orientation="horizontal", label="balanced accuracy, held-out images (0.5: chance)")
+        struck = [] if kept.all() else ["Struck through: left out, not shown to be read by this judge."]
         none = ["–: no probe."] if np.isnan(v).any() else []
-        note(fig, 0.66, ["Struck through: the judge is left out for this attribute.", *none], left=-1.0 / wide)
+        note(fig, 0.66, [*struck, *none], left=-1.0 / wide)
     return fig
 
 
