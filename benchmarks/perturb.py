@@ -9,9 +9,10 @@ exact  `interp.attack` in float32; "own passes" is the bare loop over the networ
 fast   precision="fast" at an ε that fools about half of the images; where the device has no bfloat16 and fast is float32, what
        a search with bfloat16 gradients fools is measured all the same, untimed
 stop   only whether an adversarial image exists: a sample ends at its first success, torchattacks runs all its steps
+small  exact on one batch of 64 images of 32 pixels, where a GPU waits for its kernels to be launched; by default on GPUs alone
 
-Run: python benchmarks/perturb.py [--quick] [--device cpu|cuda] [--threads N] [--rounds N] [--rows exact fast stop] [--only NAME]
-[--images parquet:PATH]. Writes perturb.json and the tables in README.md; --table only prints them; --quick writes nothing here.
+Run: python benchmarks/perturb.py [--quick] [--device cpu|cuda] [--threads N] [--rounds N] [--rows exact fast stop small]
+[--only NAME] [--images parquet:PATH]. Writes perturb.json and the tables in README.md; --table only prints them; --quick writes nothing here.
 """
 
 from __future__ import annotations
@@ -58,10 +59,10 @@ from interp.types import Images, Labels
 RANDOM = {"resnet50": 224, "xcit_nano_12_p16_224": 224, "mobilevit_xs": 256}  # timm's architectures and their pixels
 ROBUST = ("resnet50_w16_cifar10_linf", "xcit_nano_d6w64_cifar10_linf", "mobilevit_xs_cifar10_linf")
 STANDARD = tuple(name.replace("_linf", "_standard") for name in ROBUST)
-SHIPPED = {"exact": (32, 10), "fast": (256, 5), "stop": (32, 20)}
+SHIPPED = {"exact": (32, 10), "fast": (256, 5), "stop": (32, 20), "small": (64, 20)}
 WORK = {  # images × steps on the random models, and by the kind of row on the shipped ones
     "cpu": {"resnet50": (4, 3), "xcit_nano_12_p16_224": (8, 3), "mobilevit_xs": (32, 1), **SHIPPED},
-    "cuda": {**dict.fromkeys(RANDOM, (128, 20)), **dict.fromkeys(SHIPPED, (512, 20))},
+    "cuda": {**dict.fromkeys(RANDOM, (128, 20)), **dict.fromkeys(SHIPPED, (512, 20)), "small": (64, 20)},
     "quick": {**dict.fromkeys((*RANDOM, *SHIPPED), (4, 2)), "resnet50": (2, 1)},
 }
 EPS = 8 / 255
@@ -216,13 +217,19 @@ def stop(of: Subject, steps: int, times: int) -> dict[str, Any]:
     return {**chosen, **found, "agree": agrees(found, n, loss=False)}
 
 
-ROWS: dict[str, Callable[[Subject, int, int], dict[str, Any]]] = {"exact": exact, "fast": fast, "stop": stop}
+ROWS: dict[str, Callable[[Subject, int, int], dict[str, Any]]] = {
+    "exact": exact,
+    "fast": fast,
+    "stop": stop,
+    "small": exact,
+}
 
 
 def models_of(rows: str, device: torch.device) -> list[str]:
     """Which models a set of rows measures; bfloat16 on processors only on small ones, since most of them are slow at it."""
-    random = () if rows == "stop" or (rows == "fast" and device.type == "cpu") else RANDOM
-    return [*random, *{"exact": (*ROBUST, STANDARD[0]), "fast": ROBUST, "stop": (*STANDARD, ROBUST[0])}[rows]]
+    random = () if rows in ("stop", "small") or (rows == "fast" and device.type == "cpu") else RANDOM
+    shipped = {"exact": (*ROBUST, STANDARD[0]), "fast": ROBUST, "stop": (*STANDARD, ROBUST[0]), "small": ROBUST}
+    return [*random, *shipped[rows]]
 
 
 def slower(peer: str) -> Callable[[dict[str, Any]], str]:
@@ -233,20 +240,22 @@ def both(what: str, *peers: str) -> Callable[[dict[str, Any]], str]:
     return lambda row: " / ".join(f"{row[what][peer]:.3g}" for peer in peers)
 
 
+EXACT: Columns = {
+    "exact": lambda row: f"{row['model']}, {row['px']} px",
+    "images × steps": lambda row: f"{row['n']} × {row['steps']}",
+    "chunk, peers' batch": lambda row: f"{row['chunk']}, {row['peer_batch']}",
+    "torchattacks": slower("torchattacks"),
+    "in batches of 32": slower("torchattacks, batch 32"),
+    "foolbox": slower("foolbox"),
+    "bare loop": slower("bare"),
+    "own passes": slower("own passes"),
+    "loss, interp / torchattacks": both("loss", "interp", "torchattacks"),
+    "success": both("success", "interp", "torchattacks"),
+    "tuning": lambda row: f"{row['tuning_s']} s",
+}
 TABLES: dict[str, Columns] = {
-    "exact": {
-        "exact": lambda row: f"{row['model']}, {row['px']} px",
-        "images × steps": lambda row: f"{row['n']} × {row['steps']}",
-        "chunk, peers' batch": lambda row: f"{row['chunk']}, {row['peer_batch']}",
-        "torchattacks": slower("torchattacks"),
-        "in batches of 32": slower("torchattacks, batch 32"),
-        "foolbox": slower("foolbox"),
-        "bare loop": slower("bare"),
-        "own passes": slower("own passes"),
-        "loss, interp / torchattacks": both("loss", "interp", "torchattacks"),
-        "success": both("success", "interp", "torchattacks"),
-        "tuning": lambda row: f"{row['tuning_s']} s",
-    },
+    "exact": EXACT,
+    "small": {"one batch of 64": EXACT["exact"], **{name: of for name, of in EXACT.items() if name != "exact"}},
     "fast": {
         "fast": lambda row: f"{row['model']}, {row['px']} px",
         "images × steps": lambda row: f"{row['n']} × {row['steps']}",
@@ -280,7 +289,7 @@ def measured(rows: str, name: str, device: torch.device, given: argparse.Namespa
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", choices=tuple(ROWS))
     parser.add_argument("--images", default="samples:cifar10", help="images for the shipped models")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
@@ -288,7 +297,8 @@ def main() -> None:
         os.environ["INTERP_CACHE"] = folder  # so that chunk sizes are measured here and now
         record = Record(Path(folder) / "perturb.json" if given.quick else HERE / "perturb.json", ("rows", "model"))
         for device in devices(given):
-            chosen = [(rows, name) for rows in given.rows for name in models_of(rows, device) if given.only in name]
+            kinds = given.rows or [rows for rows in ROWS if rows != "small" or device.type == "cuda"]
+            chosen = [(rows, name) for rows in kinds for name in models_of(rows, device) if given.only in name]
             for rows, name in chosen:
                 record.add(machine(device), measured(rows, name, device, given))
         publish(record, TABLES, given)
