@@ -12,7 +12,8 @@ stop   only whether an adversarial image exists: a sample ends at its first succ
 small  exact on one batch of 64 images of 32 pixels, where a GPU waits for its kernels to be launched; by default on GPUs alone
 
 Run: python benchmarks/perturb.py [--quick] [--device cpu|cuda] [--threads N] [--rounds N] [--rows exact fast stop small]
-[--only NAME] [--images parquet:PATH]. Writes perturb.json and the tables in README.md; --table only prints them; --quick writes nothing here.
+[--only NAME] [--images parquet:PATH]. Writes perturb.json and the tables in README.md; --table only prints them; --quick writes
+nothing here.
 """
 
 from __future__ import annotations
