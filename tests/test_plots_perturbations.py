@@ -428,4 +428,9 @@ def test_a_slider_is_one_file_with_every_position(over: str, positions: list[str
     assert [json.loads(label) for label in re.findall(r'"label":("[^"]*")', page)] == positions
     assert page.count("data:image\\u002fpng") == (1 + len(positions)) * 2 * 3
     assert ("judges" in page) if over == "eps" else ("loss" in page)
+    subtitle = json.loads(re.search(r'"subtitle":\{"text":("[^"]*")', page)[1])  # type: ignore[index]
+    wide = max(map(int, re.findall(r'"width":(\d+)', page)))
+    assert subtitle.startswith("Below: ") and all(
+        6 * len(line) < wide - 50 for line in subtitle.split("<br>")
+    )  # 6 pixels a letter
     assert [p.name for p in tmp_path.iterdir()] == ["page.html"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import tempfile
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -67,16 +68,17 @@ def _figure(result: Result, i: int, over: str, e: int) -> go.Figure:
     moves = [{"label": f.name.partition(" (")[0], "method": "animate", "args": [[f.name], JUMP]} for f in frames]
     at = f"{eps[e]}, step " if over == "step" else ""
     below = "loss and the model's own probability of the goal" if at else f"the model's reading{_judged(data)}"
+    wide = max(520, 130 + CELL * len(order))
     fig.update_layout(
         frames[0].layout,
         template="plotly_white",
         title={
             "text": f"{name_of(data, int(data['truth'].values[i]))}: {how(result)}",
-            "subtitle": {"text": f"Below: {below}"},
+            "subtitle": {"text": "<br>".join(textwrap.wrap(f"Below: {below}", (wide - 60) // 6))},
             "y": 0.97,
             "yanchor": "top",
         },
-        width=max(520, 130 + CELL * len(order)),
+        width=wide,
         height=330 + 2 * CELL,
         margin={"l": 80, "r": 40, "t": 140, "b": 40},
         sliders=[{"steps": moves, "active": 0, "currentvalue": {"prefix": at}, "pad": {"t": 50}}],
