@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from interp.errors import InputError
-from interp.plots.perturbations import CORNER, chosen, how, size, under, way
+from interp.plots.attacks import chosen, how, size, way
+from interp.plots.perturbations import CORNER, under
 from interp.plots.style import grid, labels, look, row_names, rows
 from interp.result import Result
 

@@ -9,8 +9,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from interp.plots.attacks import NORMS, choices, first_of, number
 from interp.plots.images import SEQUENTIAL, bar, head, name_of
-from interp.plots.perturbations import NORMS, choices, first_of, number
 from interp.plots.style import Drawing, colours, grid, labels, look, note, row_names, rows, wrap
 from interp.result import Result
 

@@ -15,8 +15,8 @@ from PIL import Image
 from plotly.subplots import make_subplots
 
 from interp.errors import InputError
+from interp.plots.attacks import chosen, how, judges, reading, size, way
 from interp.plots.images import name_of
-from interp.plots.perturbations import chosen, how, judges, reading, size, way
 from interp.plots.style import labels, rows
 from interp.result import Result
 
