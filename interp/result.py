@@ -27,7 +27,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SCHEMA = 1  # raise when the meaning of stored arrays changes: old files are then refused
-REVISIONS = {"sweep": 2, "synthesis": 2, "compare": 2}  # raise when an analysis finds something else: old files are not reused
+REVISIONS = {
+    "attention": 2,
+    "attention_heads": 2,
+    "attention_layers": 2,
+    "attention_queries": 2,
+    "attention_shift": 2,
+    "compare": 3,
+    "sweep": 2,
+    "synthesis": 2,
+}
+"""Raised when an analysis finds something else, so that old files are not reused."""
 
 
 @dataclass(frozen=True)
@@ -145,15 +155,20 @@ def as_plain(params: Any) -> dict[str, Any]:
     """Parameters (a dataclass, which may hold others) as plain data.
 
     A field with the metadata `later` was added when results had been saved without: at its default it is left out, so that they
-    keep their key. One with the metadata `cost` only says how the work is cut: it is always left out.
+    keep their key. One with the metadata `cost` only says how the work is cut: it is always left out. Models are their digests.
     """
     plain = {}
     for f in fields(params):
         value = getattr(params, f.name)
         if f.metadata.get("cost") or (f.metadata.get("later") and value == f.default):
             continue
-        plain[f.name] = as_plain(value) if is_dataclass(value) else value
+        plain[f.name] = as_plain(value) if is_dataclass(value) else _as_digests(value)
     return plain
+
+
+def _as_digests(value: Any) -> Any:
+    models = isinstance(value, tuple) and any(hasattr(v, "digest") for v in value)
+    return [v.digest for v in value] if models else value
 
 
 def inputs_of(models: Any, batch: Any) -> dict[str, Any]:

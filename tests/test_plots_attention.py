@@ -268,7 +268,7 @@ def test_the_query_is_ringed_on_the_photograph_and_on_every_map(photographs: xr.
     ringed = [ax for ax in fig.axes if ax.images and ax.lines]
     assert len(ringed) == 1 + len(covered(fig))
     assert {(float(ax.lines[0].get_ydata()[0]), float(ax.lines[0].get_xdata()[0])) for ax in ringed} == {(12, 20)}
-    assert "row 12, column 20" in said(fig)
+    assert "y 12, x 20" in said(fig)
     assert not any(ax.lines for ax in attention.attention(maps_result(photographs, ("query", "received"))).axes if ax.images)
 
 

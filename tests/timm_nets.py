@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
+from timm.models.coat import CoaT
 from timm.models.convit import ConVit
 from timm.models.crossvit import CrossVit
 from timm.models.csatv2 import CSATv2
@@ -22,6 +24,7 @@ from timm.models.davit import DaVit
 from timm.models.edgenext import EdgeNeXt
 from timm.models.efficientformer import EfficientFormer
 from timm.models.efficientformer_v2 import EfficientFormerV2
+from timm.models.efficientvit_mit import EfficientVit
 from timm.models.efficientvit_msra import EfficientVitMsra
 from timm.models.gcvit import GlobalContextVit
 from timm.models.hiera import Hiera
@@ -72,6 +75,12 @@ def found(name: str) -> Callable[..., nn.Module]:
     return partial(timm.create_model, name)
 
 
+def prr(**args: Any) -> nn.Module:
+    if not hasattr(timm.layers, "AttentionPoolPrr"):
+        pytest.skip(f"timm {timm.__version__} has no AttentionPoolPrr")
+    return VisionTransformer(global_pool="prr", **args)
+
+
 def maxvit(*types: Any, **args: Any) -> tuple[Callable[[], nn.Module], int]:
     attend = MaxxVitTransformerCfg(dim_head=16, window_size=(4, 4), grid_size=(4, 4), **args)
     cfg = MaxxVitCfg((32, 32), (1, 1), types, stem_width=16, transformer_cfg=attend)
@@ -83,10 +92,58 @@ def mvit(**args: Any) -> tuple[Callable[[], nn.Module], int]:
     return net(MultiScaleVit, 64, cfg=cfg, img_size=(64, 64))
 
 
+def byob(*blocks: ByoBlockCfg, head: str = "", **args: Any) -> tuple[Callable[[], nn.Module], int]:
+    cfg = ByoModelCfg(blocks, stem_chs=16, stem_type="", stem_pool="", head_type=head or "classifier", **args)
+    return net(ByobNet, 64, cfg=cfg, **({"img_size": 64} if head else {}))
+
+
 NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "relpos": net("vit_relpos_small_patch16_224", 32, **VIT),
     "relpos_cls": net("vit_relpos_base_patch16_cls_224", 32, **VIT),
     "vit22b": net(VisionTransformer, 32, block_fn=ParallelScalingBlock, **VIT),
+    "map": net(VisionTransformer, 32, class_token=False, global_pool="map", **VIT),
+    "map_prefix": net(VisionTransformer, 32, reg_tokens=2, global_pool="map", **VIT),
+    "map_with_prefix": net(
+        VisionTransformer, 32, reg_tokens=2, global_pool="map", pool_include_prefix=True, dynamic_img_size=True, **VIT
+    ),
+    "prr": net(prr, 32, **VIT),
+    "prr_avg": net(prr, 32, class_token=False, **VIT),
+    "diff": net(VisionTransformer, 32, attn_layer="diff", class_token=False, global_pool="avg", **VIT),
+    "diff_parallel": net("vit_dpwee_patch16_reg1_gap_256", 32, **VIT),
+    "pe": net("vit_pe_core_tiny_patch16_384", 32, **VIT),
+    "naflex_map": net("naflexvit_base_patch16_map", 32, **VIT),
+    "clip": byob(ByoBlockCfg("bottle", d=1, c=32, s=2, br=0.5), ByoBlockCfg("bottle", d=1, c=128, s=2, br=0.25), head="attn_abs"),
+    "clip_rot": byob(
+        ByoBlockCfg("bottle", d=1, c=32, s=2, br=0.5), ByoBlockCfg("bottle", d=1, c=128, s=2, br=0.25), head="attn_rot"
+    ),
+    "halo": byob(
+        ByoBlockCfg("bottle", d=1, c=32, s=2, br=0.5),
+        ByoBlockCfg("self_attn", d=3, c=64, s=2, br=0.5),
+        self_attn_layer="halo",
+        self_attn_kwargs={"block_size": 4, "halo_size": 2, "num_heads": 2},
+    ),
+    "efficientvit": net(EfficientVit, 64, widths=(8, 16, 32, 32), depths=(1, 1, 2, 2), head_dim=8, head_widths=(16, 16)),
+    "coat": net(
+        CoaT,
+        64,
+        img_size=64,
+        patch_size=4,
+        embed_dims=(16, 32, 32, 32),
+        serial_depths=(1, 1, 2, 2),
+        num_heads=2,
+        crpe_window={3: 1, 5: 1},
+    ),
+    "coat_parallel": net(
+        CoaT,
+        64,
+        img_size=64,
+        patch_size=4,
+        embed_dims=(16, 32, 32, 32),
+        serial_depths=(1, 1, 1, 1),
+        parallel_depth=1,
+        num_heads=2,
+        crpe_window={3: 1, 5: 1},
+    ),
     "naflex": net("naflexvit_base_patch16_gap", 32, **VIT),
     "convit": net(ConVit, 32, img_size=32, patch_size=8, depth=2, embed_dim=32, num_heads=4, local_up_to_layer=1),
     "deepseek": net("deepseek_vit_412m", 32, **VIT),
@@ -159,6 +216,8 @@ def _built(name: str) -> Model:
         for key, p in model.net.get_submodule(path).named_parameters():
             if p.ndim > 1:
                 nn.init.normal_(p, std=1.5 / p[0].numel() ** 0.5)
+            elif "lambda" in key:
+                nn.init.uniform_(p, 0.0, 0.4)
             elif key.endswith("bias"):
                 nn.init.normal_(p, std=0.2)
             else:
@@ -189,6 +248,9 @@ def whole(module: Any) -> None:
     """Leave out what some modules add to the output of their heads before the projection."""
     if hasattr(module, "residual_pooling"):  # MViT v2 adds the queries
         module.residual_pooling = False
+    if hasattr(module, "crpe"):  # CoaT one of the values
+        for p in module.crpe.parameters():
+            nn.init.zeros_(p)
     if hasattr(module, "v_local"):  # EfficientFormer v2 adds a convolution of the values
         module.act = nn.Identity()
         for p in module.v_local.parameters():

@@ -32,7 +32,9 @@ class Attend:
     def __post_init__(self) -> None:
         unknown = [name for name in self.methods if name not in METHODS]
         if unknown or not self.methods or len(set(self.methods)) < len(self.methods):
-            raise InputError(f"methods are {', '.join(self.methods) or 'none'}; expected one or more of {', '.join(METHODS)}")
+            raise InputError(
+                f"methods are {', '.join(self.methods) or 'none'}; expected one or more of {', '.join(METHODS)}, each once"
+            )
 
 
 def attend(models: Sequence[Model], batch: Batch, params: Attend = Attend()) -> Result:
@@ -80,5 +82,7 @@ def _relative(model: Model, batch: Batch, method: str, how: How, chunk: int) -> 
     for part in batch.chunks(chunk):
         reading = read(model, part.images.to(model.mean), method=method, how=how)
         large, words = enlarge(reading.maps, size), reading.how
+        if not large.isfinite().all():
+            raise InputError("its maps are not finite: weights, values or gradients of this model overflow")
         found.append((large / large.mean((1, 2), keepdim=True).clamp_min(1e-12)).cpu())
     return torch.cat(found).numpy(), words

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from interp.attention.capture import placing
 from interp.attention.geometry import Geometry, Grid
-from interp.attention.layout import LAYOUTS, Layout, layout_of, module_at
+from interp.attention.layout import LAYOUTS, Layout, map_layer, module_at
 from interp.attention.maps import enlarge
 from interp.errors import InputError
 from interp.models.chunks import in_chunks
@@ -95,7 +95,7 @@ def cam(
     needs no gradient), where the layer has no part in the logits or runs more than once, and where its output has no places.
     """
     _check(model, x, targets, method, most)
-    layer = layout_of(model).gradcam if layer is None else layer
+    layer = map_layer(model) if layer is None else layer
     with torch.inference_mode(False), torch.set_grad_enabled(method in METHODS):
         x = x.detach().to(model.mean, copy=True)
         targets = targets.to(x.device, copy=True)

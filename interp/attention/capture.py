@@ -12,18 +12,26 @@ bit for bit, and what is recorded is what this version of timm computes, with it
     A ∝ (1 − σ)·softmax(q·kᵀ/√d) + σ·softmax(p)    GPSA (ConViT, arXiv 2103.10697, eq. 7; p scores of relative position)
     A = softmax(q̂·k̂ᵀ·τ)              XCA (arXiv 2106.09681, eq. 2; q̂, k̂ of unit length over the tokens, τ learnt)
     A = W_w·softmax(W_l·q·kᵀ/√d)     talking heads (arXiv 2003.02436; rows need not sum to 1)
+    A = softmax(q₁·k₁ᵀ/√d) − λ·softmax(q₂·k₂ᵀ/√d)  differential attention (arXiv 2410.05258, eq. 1)
+    A = softmax(W·x)                 outlook attention, k² × k² in a window of k × k, x its centre (arXiv 2106.13112, section 3.1)
+    A = relu(q)·relu(k)ᵀ / their sum over keys    linear attention of EfficientViT (arXiv 2205.14756, section 3.1)
+    A = q·softmax(k)ᵀ/√d             factorised attention, softmax over tokens (CoaT, arXiv 2104.06399)
     c = softmax(q), one q per token  MobileViT v2 (arXiv 2206.02680, section 3.1): values are its keys
     A = softmax(kᵀ·v/√d)             channels of DaViT v1 (as timm has arXiv 2204.03645): values are its q
 
+Linear and factorised attention compute q·(kᵀ·v) and never form weights of tokens on tokens. Their A is derived here from the
+same q and k: it takes tokens² numbers for each head and image, which the model itself does not; more than MOST are refused.
+
 In some families more happens between the heads and the projection, which no weights tell of: MViT v2 adds the queries,
-EfficientFormer v2 a convolution of the values, and iFormer multiplies with a gate.
+EfficientFormer v2 and CoaT a convolution of the values, iFormer multiplies with a gate, and differential attention divides each
+head's output by its root mean square. Outlook attention adds up what a position gets in several windows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -31,12 +39,18 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from interp.attention.geometry import Geometry, Grid, of_patches, patch_grid
-from interp.attention.layout import Kind, Layout, attention_layers, layout_of, matching
+from interp.attention.layout import POOLS, Kind, Layout, attention_layers, layout_of, matching
 from interp.attention.places import Told, Where
 from interp.types import InputError
 
 if TYPE_CHECKING:
     from interp.models.model import Model
+
+MOST = 2**28  # derived weights of one layer in one pass: 1 GiB
+
+
+class TooManyWeights(InputError):
+    """A layer that forms no weights would need more than MOST to derive them in one pass: fewer images may do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +61,8 @@ class Captured:
     queries, keys), without gradient. values (n·groups, heads, keys, d) likewise. output (n·groups, heads, queries, d): their
     product as the model computed it, part of the graph where `capture` was asked for gradients; for kind "context" it is
     computed beside the model, and never part of it. For kind "channel" queries and keys are channels of a head, d counts tokens,
-    and geometry is the grid of these tokens. geometry: None where the grid is unknown.
+    and geometry is the grid of these tokens. geometry: None where the grid is unknown. skip: whether a skip connection runs
+    around the layer, as around all but attention pools.
     """
 
     name: str
@@ -57,6 +72,7 @@ class Captured:
     values: Tensor
     output: Tensor
     geometry: Geometry | None = None
+    skip: bool = True
 
 
 @dataclass(eq=False)
@@ -154,20 +170,27 @@ class _Watch(TorchFunctionMode):
         self.products: list[_Product] = []
         self.single = False  # whether weights came without an axis of heads
         self._softmaxed: Tensor | None = None
+        self._factor: Tensor | None = None  # of the second product of a difference
+        self._inner: _Product | None = None  # kᵀ, v and kᵀ·v of linear attention
+        self._outer: tuple[Tensor, Tensor] | None = None  # its q and q·(kᵀ·v)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        name, soft = getattr(func, "__name__", ""), self._softmaxed
+        name, soft = getattr(func, "__name__", "").strip("_"), self._softmaxed
         if name == "scaled_dot_product_attention":
             return self._keep(*fused_weights(*args, **(kwargs or {})), out)
         if name == "softmax":
             self._softmaxed = out
-        elif soft is not None and name in ("matmul", "__matmul__", "bmm"):
+        elif self.kind in ("linear", "factorised"):
+            self._derive(name, args, out)
+        elif self.kind == "difference" and len(self.products) == 2:
+            self._subtract(name, args, out)
+        elif soft is not None and name in ("matmul", "bmm"):
             if _same(args[1], soft.mT):  # values · weightsᵀ
                 return self._keep(args[1].mT, args[0].mT, out.mT).mT
             if args[0].shape[-2:] == soft.shape[-2:]:
                 return self._keep(args[0], args[1], out)
-        elif soft is not None and self.kind == "context" and name in ("mul", "__mul__") and _same(args[1], soft):
+        elif soft is not None and self.kind == "context" and name == "mul" and _same(args[1], soft):
             self.products.append(_context(args[1], args[0]))
             self._softmaxed = None
         return out
@@ -175,9 +198,52 @@ class _Watch(TorchFunctionMode):
     def _keep(self, weights: Tensor, values: Tensor, out: Tensor) -> Tensor:
         """Note one product; returns the output that the model goes on with."""
         self._softmaxed, self.single = None, weights.ndim == 3
-        product = _Product(*(_arranged(t, self.rows(), self.heads) for t in (weights.detach(), values.detach(), out)))
-        self.products.append(product)
-        return _restored(product.output, out.shape, self.heads) if self.gradients else out
+        parts = [weights.detach(), values.detach(), out]
+        if self.kind == "halo":  # whose batch is that of images and heads
+            parts = [t.unflatten(0, (self.rows() // t.shape[1], -1)) for t in parts]
+        weights, values, output = (_arranged(t, self.rows(), self.heads) for t in parts)
+        if self.kind == "mean":  # the module drops the other rows
+            weights, first = weights[:, :, :1], output[:, :, :1]
+            self.products.append(_Product(weights, values, first))
+            output = torch.cat([first, output[:, :, 1:]], 2)
+        else:
+            self.products.append(_Product(weights, values, output))
+        if not self.gradients:
+            return out
+        on = _restored(output, parts[-1].shape, self.heads)
+        return on.flatten(0, 1) if self.kind == "halo" else on
+
+    def _subtract(self, name: str, args: Any, out: Tensor) -> None:
+        """Of two fused products o₁ and o₂: note λ in λ·o₂, and in o₁ − λ·o₂ make them one product."""
+        first, second = self.products
+        if name == "mul" and _same(args[1], second.output):
+            self._factor = args[0].detach()
+        elif name == "sub" and self._factor is not None and _same(args[0], first.output):
+            self.products = [_Product(first.weights - self._factor * second.weights, first.values, out)]
+
+    def _derive(self, name: str, args: Any, out: Tensor) -> None:
+        """Of q·(kᵀ·v), and of what the model divides or multiplies it by: note the weights that have this product."""
+        if name == "matmul" and self._inner is not None and _same(args[1], self._inner.output):
+            self._outer = args[0].detach(), out
+        elif name == "matmul":
+            self._inner = _Product(args[0].detach(), args[1].detach(), out)
+        elif self._inner is not None and self._outer is not None and name in ("div", "truediv", "mul", "rmul"):
+            by = [a.detach() if isinstance(a, Tensor) else a for a in args if not _begins(a, self._outer[1])]
+            if len(by) == 1 == len(args) - 1:
+                weights = self._formed(self._outer[0], self._inner.weights)
+                weights = weights / by[0] if "div" in name else weights * by[0]
+                self.products.append(_Product(weights, self._inner.values[..., : out.shape[-1]], out))
+                self._outer = None
+
+    def _formed(self, query: Tensor, key: Tensor) -> Tensor:
+        """q·kᵀ (…, tokens, tokens); raises TooManyWeights for more numbers than MOST."""
+        many = query.shape[:-1].numel() * key.shape[-1]
+        if many > MOST:
+            raise TooManyWeights(
+                f"{many} weights would be derived of a layer that forms none ({type(self.module).__name__}); at most {MOST} "
+                "are in one pass. Give fewer images at a time (chunk), or leave the layer out: capture(model, layers=[…])"
+            )
+        return query @ key
 
     def product(self, name: str) -> _Product:
         """The product of the module that ran; of several, one for each head, all heads together. Raises InputError for others."""
@@ -220,6 +286,11 @@ def _same(operand: Any, tensor: Tensor) -> bool:
     return alike and operand.shape == tensor.shape and operand.stride() == tensor.stride()
 
 
+def _begins(operand: Any, tensor: Tensor) -> bool:
+    """Whether an operand is these numbers, or all columns of them but the last."""
+    return isinstance(operand, Tensor) and (_same(operand, tensor) or _same(operand, tensor[..., :-1]))
+
+
 @torch.no_grad()
 def fused_weights(
     query: Tensor,
@@ -257,7 +328,7 @@ class _Pass:
         self.layout, self.consume, self.gradients = layout, consume, gradients
         tokens = any(name.startswith("cls_token") for name, _ in net.named_parameters(recurse=False))
         token = getattr(net, "has_class_token", tokens)
-        self.reads_class_token = bool(token) and getattr(net, "global_pool", "token") in ("", "token")
+        self.reads_class_token = bool(token) and getattr(net, "global_pool", "token") in ("", "token", "prr")
         self.by_block = set(layout.modules.values()) <= {"unfold", "context"}  # tokens of a block are unfolded anew
         self.watching: list[_Watch] = []
         self.clear()
@@ -296,18 +367,21 @@ class _Pass:
             watch = self.watching.pop()
             watch.__exit__(None, None, None)
             if output is not None:  # else the module raised
-                self.consume(self._captured(name, kind, watch.product(name)))
+                self.consume(self._captured(module, name, kind, watch.product(name)))
 
         return hook
 
-    def _captured(self, name: str, kind: Kind, found: _Product) -> Captured:
+    def _captured(self, module: nn.Module, name: str, kind: Kind, found: _Product) -> Captured:
         weights, output = found.weights, found.output if self.gradients else found.output.detach()
         values, geometry = found.values.expand(*weights.shape[:2], -1, -1), self.geometry
-        if geometry is not None and kind in ("self", "talking", "class", "pooled"):
+        if geometry is not None and kind not in ("channel", "unfold", "window", "global-query", "context", "halo", "outlook"):
             tokens = weights.shape[-1]
             extra = 0 if geometry.groups > 1 else tokens - geometry.positions
-            class_token = kind == "class" or (extra > 0 and self.reads_class_token)
-            geometry = geometry.with_prefix(geometry.positions + extra, class_token=class_token) if extra >= 0 else None
+            own = geometry.class_token if geometry.prefix else self.reads_class_token
+            read = kind in ("class", "mean") or (kind != "latent" and extra > 0 and own)
+            geometry = geometry.with_prefix(geometry.positions + extra, class_token=read) if extra >= 0 else None
+            geometry = geometry and replace(geometry, latent=kind == "latent")
         if geometry is not None and kind != "channel" and not geometry.fits(weights, self.images):
             geometry = None
-        return Captured(name, kind, self.stage, weights, values, output, geometry)
+        skip = type(module).__name__ not in POOLS
+        return Captured(name, kind, self.stage, weights, values, output, geometry, skip)

@@ -13,7 +13,7 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from interp.attention.capture import Captured, capture
+from interp.attention.capture import Captured, TooManyWeights, capture
 from interp.attention.layout import has_attention, reason_without
 from interp.attention.maps import enlarge
 from interp.attention.readings import head_maps
@@ -61,7 +61,7 @@ MEASURES = (
 
 @dataclass(frozen=True)
 class ByLayer:
-    """chunk: images per forward pass."""
+    """chunk: images per forward pass; fewer where a layer whose weights are derived would have too many."""
 
     chunk: int = field(default=16, metadata={"cost": True})
 
@@ -73,9 +73,9 @@ def attention_by_layer(models: Sequence[Model], batch: Batch, params: ByLayer = 
     run, NaN behind a model's last; values_NAME (model, depth, image). distance_uniform (model, depth): what uniform attention
     on the layer's grid reaches, beside which a distance has to be seen. layer, kind (model, depth): names and kinds, '' behind
     the last; unread (model): why a model has no layers, '' where it has some. Channel attention has no distance and no focus,
-    class attention no distance, one head no diversity: NaN. focus, with focus_area (image), the masks' share of the image, which
-    is what a uniform map scores, only where the batch has masks; images without an object are left out of it. Raises InputError,
-    with the reasons, where no model has attention.
+    attention of one query without a place (class token, pool) no distance, one head no diversity: NaN. focus, with focus_area
+    (image), the masks' share of the image, which is what a uniform map scores, only where the batch has masks; images without an
+    object are left out of it. Raises InputError, with the reasons, where no model has attention.
     """
     started = time.perf_counter()
     for model in models:
@@ -133,8 +133,13 @@ def _one(model: Model, batch: Batch, chunk: int) -> list[_Layer]:
         def consume(layer: Captured, part: Batch = part) -> None:
             seen.setdefault(layer.name, (layer.kind, []))[1].append(_numbers(layer, part))
 
-        with torch.no_grad(), capture(model, consume=consume):
-            model(part.images.to(model.mean))
+        try:
+            with torch.no_grad(), capture(model, consume=consume):
+                model(part.images.to(model.mean))
+        except TooManyWeights:
+            if chunk == 1:
+                raise
+            return _one(model, batch, chunk // 2)
     return [
         _Layer(name, kind, {key: torch.cat([p[key] for p in parts]).cpu().numpy() for key in parts[0]})
         for name, (kind, parts) in seen.items()

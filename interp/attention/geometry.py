@@ -3,7 +3,9 @@
 Attention runs over groups of tokens that do not see each other: one group for a ViT, one per pixel position inside a patch for
 MobileViT (arXiv 2110.02178, section 3.1), one per window for Swin (arXiv 2103.14030, section 3.2). `Geometry.places` says for
 every token of every group which position of the grid it is, so that maps, distances and roll-outs need no case per family.
-Where keys are pooled, as in PVT v2 (arXiv 2106.13797), the queries stand on a grid of their own, `Geometry.asking`.
+Where keys are pooled, as in PVT v2 (arXiv 2106.13797), or windows of keys are wider than those of their queries, as in HaloNet
+(arXiv 2103.12731), the queries stand elsewhere, `Geometry.asking`. Where windows overlap, a position is a token of several
+groups: what it attends to, and what is attended to it, are then sums over these.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ class Geometry:
     """The grid of one attention layer in one pass.
 
     size: rows and columns of the positions that are attended to. places (groups, tokens) int64: position y·columns + x of each
-    patch token, −1 where a token is padding; every position occurs once. prefix: tokens before the patches in each group.
-    class_token: whether the first of them is a class token that the head reads. asking: where the queries stand, if not where
-    the keys do.
+    patch token, −1 where a token is padding; every position occurs, and once where no windows overlap. prefix: tokens before the
+    patches in each group. class_token: whether the first of them is a class token that the head reads. asking: where the queries
+    stand, if not where the keys do. latent: whether the only query is a learnt vector, which is none of the tokens.
     """
 
     size: Grid
@@ -36,6 +38,7 @@ class Geometry:
     prefix: int = 0
     class_token: bool = False
     asking: Geometry | None = None
+    latent: bool = False
 
     @property
     def queries(self) -> Geometry:
@@ -51,6 +54,23 @@ class Geometry:
     def positions(self) -> int:
         """Positions of the grid, rows × columns."""
         return math.prod(self.size)
+
+    @property
+    def one_grid(self) -> bool:
+        """Whether queries and keys are positions of the same grid."""
+        return self.queries.size == self.size
+
+    @property
+    def placeless(self) -> bool:
+        """Whether a query that is alone has no place in the image."""
+        return self.class_token or self.latent
+
+    @property
+    def share(self) -> Tensor:
+        """1 / how many tokens of all groups are the same position, 0 for padding, (groups, tokens); sums to the positions."""
+        real = self.places >= 0
+        times = self.places[real].bincount(minlength=self.positions)
+        return torch.where(real, 1 / times[self.places.clamp_min(0)], 0)
 
     def at(self, y: int, x: int, image: Grid) -> Grid:
         """The position of the queries' grid under the pixel (y, x) of an image of rows × columns."""
@@ -94,6 +114,13 @@ def of_windows(size: Grid, window: Grid, shift: Grid) -> Geometry:
     padded = F.pad(rolled, (0, -columns % w_w, 0, -rows % w_h), value=-1)
     cut = padded.view(padded.shape[0] // w_h, w_h, padded.shape[1] // w_w, w_w)
     return Geometry(size, cut.permute(0, 2, 1, 3).reshape(-1, w_h * w_w))
+
+
+def of_overlapping(size: Grid, window: int, *, stride: int, padding: int) -> Geometry:
+    """Square windows at every stride-th position of the grid, padded on all sides: they overlap where window > stride."""
+    padded = F.pad(torch.arange(math.prod(size)).view(size), (padding,) * 4, value=-1)
+    cut = padded.unfold(0, window, stride).unfold(1, window, stride)
+    return Geometry(size, cut.reshape(-1, window**2))
 
 
 def of_pooled(queries: Grid, keys: Grid) -> Geometry:

@@ -11,7 +11,7 @@ import torch
 import xarray as xr
 
 from interp.attention.capture import Captured, capture
-from interp.attention.layout import attention_layers
+from interp.attention.layout import SIGNED, attention_layers
 from interp.attention.maps import enlarge
 from interp.attention.readings import Query, check_query, head_maps
 from interp.models.model import Model, model_coords
@@ -84,7 +84,7 @@ def _read(model: Model, part: Batch, layers: list[str], query: Query | None) -> 
             return
         large = enlarge(maps.abs(), size)
         relative = large / large.mean((2, 3), keepdim=True).clamp_min(1e-12)
-        signed = " (absolute)" if layer.kind == "talking" else ""
+        signed = " (absolute)" if layer.kind in SIGNED else ""
         found[layer.name] = (relative.cpu().numpy(), words + signed)
 
     with torch.no_grad(), capture(model, layers=layers, consume=consume):

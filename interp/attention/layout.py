@@ -2,15 +2,29 @@
 
 Kinds of attention, by what the rows and columns of a weight matrix stand for:
 
-- self:    tokens × tokens, prefix tokens (class, registers) first (ViT, arXiv 2010.11929)
+- self:    tokens × tokens, prefix tokens (class, registers) first (ViT, arXiv 2010.11929; also timm's attention pool without
+           parameters, AttentionPoolPrr)
 - class:   one query, the class token, over class token and patches (CaiT, arXiv 2103.17239, section 3.2)
+- latent:  one query, a learnt vector that is no token, over all tokens: the attention pool of SigLIP (arXiv 2303.15343)
+- mean:    one query, the mean of the patches, over itself and the patches: the attention pool of CLIP's ResNets (2103.00020,
+           section 2.4); the rows of the patches, which the module computes and drops, are left out
 - talking: tokens × tokens, mixed between heads after the softmax, so that rows need not sum to 1 (arXiv 2003.02436)
+- difference: tokens × tokens, softmax − λ·softmax, of any sign; rows sum to 1 − λ (differential transformer, arXiv 2410.05258,
+           eq. 1)
+- linear:  tokens × tokens as relu(q)·relu(k)ᵀ divided by its sums, which the model never forms: derived (EfficientViT, arXiv
+           2205.14756, section 3.1); half of the heads attend to aggregates of 5 × 5 tokens
+- factorised: tokens × tokens as q·softmax(k)ᵀ, of any sign and never formed either: derived (CoaT, arXiv 2104.06399); its
+           convolution of the values is no part of it
 - pooled:  tokens × tokens, where queries or keys may stand on a coarser grid (PVT v2, arXiv 2106.13797; MViT v2, 2112.01526;
            LeViT, 2104.01136); where they do not, the same as self
 - unfold:  patches × patches, one matrix for each pixel position inside a patch (MobileViT, arXiv 2110.02178, section 3.1)
 - window:  tokens × tokens inside a window (Swin, arXiv 2103.14030, section 3.2), or of a grid that takes every k-th position
            (MaxViT, 2204.01697)
-- global-query: the same where queries come from the whole image and are the same in every window, keys and values from the
+- halo:    a block of queries × the block and a halo around it, so that windows of keys overlap (HaloNet, arXiv 2103.12731);
+           what lies outside the image is padding, which gets weight and has no value
+- outlook: tokens × tokens inside windows that overlap, all from the window's centre by a linear layer, not by q·k; a position
+           adds up what it gets in its windows, so that its weights sum to their number (VOLO, arXiv 2106.13112, section 3.1)
+- global-query: as window, where queries come from the whole image and are the same in every window, keys and values from the
            window (GCViT, arXiv 2206.09959, section 3.2; timm before 1.0.31 mixes up the queries of the images of a batch)
 - context: one row of scores over the patches, for each pixel position of a patch (MobileViT v2, arXiv 2206.02680, section 3.1)
 - channel: channels × channels, no place in the image (XCA of XCiT, arXiv 2106.09681, eq. 2; EdgeNeXt, 2206.10589; DaViT,
@@ -35,17 +49,43 @@ from interp.types import InputError
 if TYPE_CHECKING:
     from interp.models.model import Model
 
-Kind: TypeAlias = Literal["self", "class", "talking", "pooled", "unfold", "window", "global-query", "context", "channel"]
+Kind: TypeAlias = Literal[
+    "self",
+    "class",
+    "latent",
+    "mean",
+    "talking",
+    "difference",
+    "linear",
+    "factorised",
+    "pooled",
+    "unfold",
+    "window",
+    "halo",
+    "outlook",
+    "global-query",
+    "context",
+    "channel",
+]
 T = TypeVar("T")
+ONE: Mapping[str, str] = {  # kinds of one query, which has no place in the image: what it is
+    "class": "the class token",
+    "latent": "a learnt latent",
+    "mean": "the mean of the patches",
+}
+SIGNED: Mapping[str, str] = {  # kinds whose weights can be negative: why
+    "talking": "talking heads mix weights to any sign",
+    "difference": "a difference of two softmaxes has any sign",
+    "factorised": "queries times softmaxed keys have any sign",
+}
+DERIVED: Mapping[str, str] = {  # kinds whose weights the model never forms: of what they are derived
+    "linear": "linear attention",
+    "factorised": "factorised attention",
+}
+POOLS = ("AttentionPoolLatent", "AttentionPoolPrr", "AttentionPool2d", "RotAttentionPool2d")  # around which nothing is skipped
 UNREAD = {  # classes of layers that attend and are not captured
-    "AttentionPoolLatent": "attention pool",
-    "AttentionPoolPrr": "attention pool",
-    "AttentionPool2d": "attention pool",
-    "RotAttentionPool2d": "attention pool",
-    "OutlookAttention": "outlook attention, whose windows overlap",
-    "HaloAttn": "halo attention, whose keys stand in overlapping windows",
     "LambdaLayer": "lambda layers, which form no weights",
-    "DiffAttention": "differential attention, the difference of two softmaxes",
+    "BatNonLocalAttn": "bilinear attention transforms, which weigh rows and columns apart",
 }
 
 
@@ -77,16 +117,24 @@ _ROWS = (
     Layout(
         "visiontransformer",
         "blocks.-1.norm1",
-        {"Attention": "self", "AttentionRope": "self", "ParallelScalingBlock": "self"},
+        {
+            "Attention": "self",
+            "AttentionRope": "self",
+            "ParallelScalingBlock": "self",
+            "DiffAttention": "difference",
+            "DiffParallelScalingBlock": "difference",
+            "AttentionPoolLatent": "latent",
+            "AttentionPoolPrr": "self",
+        },
     ),
     Layout("visiontransformerdistilled", "blocks.-1.norm1", {"Attention": "self"}),
     Layout("visiontransformerrelpos", "blocks.-1.norm1", {"RelPosAttention": "self"}),
     Layout("beit", "blocks.-1.norm1", {"Attention": "self"}),
-    Layout("eva", "blocks.-1.norm1", {"EvaAttention": "self", "AttentionRope": "self"}),
+    Layout("eva", "blocks.-1.norm1", {"EvaAttention": "self", "AttentionRope": "self", "AttentionPoolLatent": "latent"}),
     Layout(
         "naflexvit",
         "blocks.-1.norm1",
-        {"Attention": "self", "EvaAttention": "self", "AttentionRope": "self"},
+        {"Attention": "self", "EvaAttention": "self", "AttentionRope": "self", "AttentionPoolLatent": "latent"},
         {"NaFlexVit": at.image},
     ),
     Layout("convit", "blocks.-1.norm1", {"GPSA": "self", "MHSA": "self"}),
@@ -110,10 +158,10 @@ _ROWS = (
     Layout("poolingvisiontransformer", "transformers.-1.blocks.-1.norm1", {"Attention": "self"}, {"Transformer": at.pit}),
     Layout("visformer", "stage3", {"Attention": "self"}, {"Attention": at.channels_first}),
     Layout(
-        "volo",  # OutlookAttention is left out: its windows overlap, and the places of a window are added up in the image
+        "volo",
         "network.-1",
-        {"Attention": "self", "ClassAttention": "class"},
-        {"Attention": at.channels_last},
+        {"OutlookAttention": "outlook", "Attention": "self", "ClassAttention": "class"},
+        {"OutlookAttention": at.outlook, "Attention": at.channels_last},
     ),
     # hierarchies
     Layout("pyramidvisiontransformerv2", "stages.-1", {"Attention": "pooled"}, {"Attention": at.reduced}),
@@ -211,8 +259,13 @@ _ROWS = (
     Layout(
         "byobnet",
         "stages",
-        {"BottleneckAttn": "self"},
-        {"BottleneckAttn": at.channels_first},
+        {"BottleneckAttn": "self", "HaloAttn": "halo", "AttentionPool2d": "mean", "RotAttentionPool2d": "mean"},
+        {
+            "BottleneckAttn": at.channels_first,
+            "HaloAttn": at.halo,
+            "AttentionPool2d": at.channels_first,
+            "RotAttentionPool2d": at.channels_first,
+        },
     ),
     Layout("resnet", "layer4"),
     Layout("preactresnet", "layer4"),
@@ -221,23 +274,16 @@ _ROWS = (
     Layout("wideresnetdm", "layer"),
     Layout("wideresnetstages", "blocks"),
     Layout("convnext", "stages"),
-    # said to attend, without weights of a softmax on values
+    # products of queries with keys and values, whose weights are derived; and what forms none
     Layout(
         "coat",
         "serial_blocks4.-1.norm1",
-        places={"ConvPosEnc": at.told},
-        why="its attention is factorised, q·(softmax(k)ᵀ·v) (arXiv 2104.06399): it forms no weights of tokens on tokens",
+        {"FactorAttnConvRelPosEnc": "factorised"},
+        {"ConvPosEnc": at.told, "FactorAttnConvRelPosEnc": at.coat},
+        unchained="rows of its factorised weights sum to any number of any sign and are no shares",
     ),
-    Layout(
-        "efficientvit",
-        "stages.-1",
-        why="its attention is linear, relu(q)·(relu(k)ᵀ·v) (arXiv 2205.14756): it forms no weights of tokens on tokens",
-    ),
-    Layout(
-        "efficientvitlarge",
-        "stages.-1",
-        why="its attention is linear, relu(q)·(relu(k)ᵀ·v) (arXiv 2205.14756): it forms no weights of tokens on tokens",
-    ),
+    Layout("efficientvit", "stages.-1", {"LiteMLA": "linear"}, {"LiteMLA": at.channels_first}),
+    Layout("efficientvitlarge", "stages.-1", {"LiteMLA": "linear"}, {"LiteMLA": at.channels_first}),
     Layout(
         "swiftformer",
         "stages.-1",
@@ -260,6 +306,13 @@ def layout_of(model: Model) -> Layout:
     if path is None:
         raise InputError(f"model {model.card.id} is of the family {model.family!r}, {_unknown()}")
     return Layout(model.family, path)
+
+
+def map_layer(model: Model) -> str:
+    """The layer that class activation maps of a model read by default; blocks of parallel branches call their norm `in_norm`."""
+    path = layout_of(model).gradcam
+    block, _, name = path.rpartition(".")
+    return f"{block}.in_norm" if name == "norm1" and hasattr(module_at(model.net, block), "in_norm") else path
 
 
 def _unknown() -> str:

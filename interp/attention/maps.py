@@ -2,7 +2,8 @@
 
 weights are (n·groups, heads, queries, keys), keys = geometry.prefix + tokens of a group, as `capture` records them. A softmax row
 sums to 1 over the keys; maps leave the prefix tokens out, so they sum to 1 minus the share of these. Maps lie on the grid of the
-keys; where keys are pooled this is coarser than that of the queries, and a position's map is the same cells enlarged.
+keys; where keys are pooled this is coarser than that of the queries, and a position's map is the same cells enlarged. Where
+windows overlap, what a position gets or gives in each of them is added up, as these layers add it.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ def grouped(weights: Tensor, geometry: Geometry) -> Tensor:
 
 
 def place(rows: Tensor, geometry: Geometry) -> Tensor:
-    """Values of tokens (n, groups, heads, tokens) on the grid, (n, heads, rows, columns); those of padding are dropped."""
+    """Values of tokens (n, groups, heads, tokens) on the grid, (n, heads, rows, columns), summed where several share a place."""
     n, _, heads, _ = rows.shape
     places = geometry.places.to(rows.device).flatten()
     out = rows.new_zeros(n, heads, geometry.positions)
-    out[..., places[places >= 0]] = rows.transpose(1, 2).flatten(2)[..., places >= 0]
+    out.index_add_(2, places[places >= 0], rows.transpose(1, 2).flatten(2)[..., places >= 0])
     return out.unflatten(2, geometry.size)
 
 
@@ -51,7 +52,7 @@ def received_map(weights: Tensor, geometry: Geometry) -> Tensor:
     """Attention received by each position, the mean over all positions as queries: (n, heads, rows, columns).
 
     Uniform attention without prefix tokens gives 1/positions everywhere. Where there is one row of scores per group (MobileViT
-    v2), that row stands for all queries of its group.
+    v2), that row stands for all queries of its group; that of a learnt latent is the map.
     """
     rows, queries = grouped(weights, geometry), geometry.queries
     real = (queries.places >= 0).to(rows)  # (groups, tokens)
@@ -65,7 +66,7 @@ def received_map(weights: Tensor, geometry: Geometry) -> Tensor:
 def query_map(weights: Tensor, geometry: Geometry, *, y: int, x: int) -> Tensor:
     """Where position (y, x) of the queries' grid looks, (n, heads, rows, columns): zero outside the query's own group.
 
-    Raises InputError where the position is outside, or the only query is the class token.
+    Raises InputError where the position is outside, or the only query has no place: a class token or a learnt latent.
     """
     queries = geometry.queries
     if not (0 <= y < queries.size[0] and 0 <= x < queries.size[1]):
@@ -73,38 +74,64 @@ def query_map(weights: Tensor, geometry: Geometry, *, y: int, x: int) -> Tensor:
             f"query ({y}, {x}) is outside the grid; expected 0 ≤ y < {queries.size[0]} and 0 ≤ x < {queries.size[1]}"
         )
     rows = grouped(weights, geometry)
-    if rows.shape[-2] == 1 and geometry.class_token:
-        raise InputError("the only query of this layer is the class token: no other position asks (XCiT: see channels)")
-    group, token = (queries.places == y * queries.size[1] + x).nonzero()[0].tolist()
+    if rows.shape[-2] == 1 and geometry.placeless:
+        one = "a learnt latent" if geometry.latent else "the class token"
+        raise InputError(f"the only query of this layer is {one}: no other position asks (XCiT: see channels)")
     only = torch.zeros_like(rows[..., 0, geometry.prefix :])
-    only[:, group] = rows[:, group, :, 0 if rows.shape[-2] == 1 else queries.prefix + token, geometry.prefix :]
+    for group, token in (queries.places == y * queries.size[1] + x).nonzero().tolist():
+        only[:, group] = rows[:, group, :, 0 if rows.shape[-2] == 1 else queries.prefix + token, geometry.prefix :]
     return place(only, geometry)
 
 
 def query_rows(weights: Tensor, geometry: Geometry) -> Tensor:
-    """Where every position looks, (n, positions, positions), mean over heads: row y·columns + x is that position's map."""
-    return dense(grouped(weights, geometry).mean(2).flatten(0, 1), geometry)[:, geometry.prefix :, geometry.prefix :]
+    """Where every position looks, (n, positions that ask, positions), mean over heads.
+
+    Row y·columns + x, of the grid of the queries, is `query_map` of that position: over the grid of the keys, row by row. Raises
+    InputError where the only query has no place: a class token or a learnt latent.
+    """
+    rows, asking = grouped(weights, geometry), geometry.queries
+    if rows.shape[-2] == 1 and geometry.placeless:
+        raise InputError("the only query of this layer has no place: no position asks (XCiT: see channels)")
+    mean = rows[..., 0 if rows.shape[-2] == 1 else asking.prefix :, geometry.prefix :].mean(2)
+    queries, keys = (
+        torch.where(g.places >= 0, g.places, g.positions).to(mean.device) for g in (asking, geometry)
+    )  # padding goes to a row and column that are cut off
+    return _laid(mean, queries, keys, (asking.positions + 1, geometry.positions + 1))[:, :-1, :-1]
 
 
 def dense(weights: Tensor, geometry: Geometry) -> Tensor:
     """Head-reduced weights (n·groups, queries, keys) as one matrix over all tokens, (n, T, T), T = prefix + positions.
 
-    Zero between groups. One row of scores per group stands for all queries of its group; one of a class token for itself.
-    Raises InputError where queries and keys stand on different grids: there is no square matrix then.
+    Zero between groups. One row of scores per group stands for all queries of its group; one of a class token for itself. A
+    learnt latent comes first, as one token more, which nothing attends to. Raises InputError where queries and keys stand on
+    different grids: there is no square matrix then.
     """
-    if geometry.asking is not None:
+    if not geometry.one_grid:
         raise InputError(
-            f"its queries stand on a grid of {geometry.asking.size}, its keys on one of {geometry.size}: it has no weights "
-            "of tokens on the same tokens. Take raw, which draws the grid of the keys, or a layer behind it"
+            f"its queries stand on a grid of {geometry.queries.size}, its keys on one of {geometry.size}: it has no weights "
+            "of tokens on the same tokens. Take raw or weighted, which draw the grid of the keys, or a layer behind it"
         )
     rows = grouped(weights[:, None], geometry)[:, :, 0]
-    tokens, places = geometry.prefix + geometry.positions, geometry.places.to(weights.device)
-    index = torch.where(places >= 0, places + geometry.prefix, tokens)  # padding goes to a row and column that are cut off
-    index = torch.cat([torch.arange(geometry.prefix, device=weights.device).expand(geometry.groups, -1), index], 1)
-    out = weights.new_zeros(len(rows), tokens + 1, tokens + 1)
-    queries = index[:, :1] if rows.shape[-2] == 1 and geometry.class_token else index
-    out[:, queries[:, :, None], index[:, None, :]] = rows.expand(-1, -1, queries.shape[1], -1)
-    return out[:, :tokens, :tokens]
+    ahead = int(geometry.latent)
+    tokens = ahead + geometry.prefix + geometry.positions
+    keys, queries = (ahead + _tokens(g, tokens - ahead).to(weights.device) for g in (geometry, geometry.queries))
+    if rows.shape[-2] == 1 and geometry.placeless:
+        queries = torch.zeros_like(keys[:, :1])
+    return _laid(rows, queries, keys, (tokens + 1, tokens + 1))[:, :tokens, :tokens]
+
+
+def _laid(rows: Tensor, queries: Tensor, keys: Tensor, size: tuple[int, int]) -> Tensor:
+    """Weights (n, groups, queries or 1, keys) in one matrix (n, *size) at the numbers of their queries and keys, added up."""
+    cells = (queries[:, :, None] * size[1] + keys[:, None, :]).flatten()
+    out = rows.new_zeros(len(rows), size[0] * size[1])
+    out.index_add_(1, cells, rows.expand(-1, -1, queries.shape[1], -1).flatten(1))
+    return out.unflatten(1, size)
+
+
+def _tokens(geometry: Geometry, padding: int) -> Tensor:
+    """Which of all tokens those of each group are, (groups, prefix + tokens); padding is one behind them."""
+    patches = torch.where(geometry.places >= 0, geometry.places + geometry.prefix, padding)
+    return torch.cat([torch.arange(geometry.prefix).expand(geometry.groups, -1), patches], 1)
 
 
 def channel_readout(weights: Tensor, values: Tensor, geometry: Geometry, *, channel: int | None = None) -> Tensor:

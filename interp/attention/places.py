@@ -6,6 +6,7 @@ sizes that timm's modules hold or are given, and changes nothing. None where the
 - whole maps, (n, c, h, w), (n, h, w, c) or tokens with a size beside them: PVT v2, Visformer, FastViT, LeViT, PiT, …
 - pooled keys: PVT v2 (arXiv 2106.13797), Twins (2104.13840), MViT v2 (2112.01526), LeViT (2104.01136)
 - windows: Swin (2103.14030), NesT (2105.12723), TinyViT (2207.10666), DaViT (2204.03645), SAM (2304.02643), GCViT (2206.09959)
+- windows that overlap: HaloNet (2103.12731), VOLO's outlook (2106.13112)
 - windows and grids, which take every k-th position: MaxViT (2204.01697); mask units: Hiera (2306.00989)
 """
 
@@ -19,7 +20,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from interp.attention.geometry import Geometry, Grid, of_patches, of_pixels, of_pooled, of_windows
+from interp.attention.geometry import Geometry, Grid, of_overlapping, of_patches, of_pixels, of_pooled, of_windows
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +112,16 @@ def crossvit(t: Told) -> Geometry | None:
     return None
 
 
+def coat(t: Told) -> Geometry | None:
+    """CoaT: the stage whose patches are as many as the tokens. Each has a class token; the head reads that of the last alone, or
+    those of all but the first where its stages run side by side in the end."""
+    first = 1 if t.net.parallel_blocks is not None else 3
+    for k, embed in enumerate((t.net.patch_embed1, t.net.patch_embed2, t.net.patch_embed3, t.net.patch_embed4)):
+        if math.prod(embed.grid_size) == t.args[0].shape[1] - 1:
+            return of_patches(_pair(embed.grid_size)).with_prefix(int(t.args[0].shape[1]), class_token=k >= first)
+    return None
+
+
 # keys or queries on a coarser grid
 
 
@@ -174,6 +185,18 @@ def windows_told(t: Told) -> Geometry:
 def windows_as_built(t: Told) -> Geometry:
     """EfficientViT (MSRA): the attention within was built for its window."""
     return _windows(_last_two(t.args[0]), _pair(t.owner.attn.resolution))
+
+
+def halo(t: Told) -> Geometry:
+    """HaloNet, (n, c, h, w): blocks of queries, each before the block of keys and a halo around it; strided, every k-th asks."""
+    size, block, stride = _last_two(t.args[0]), int(t.owner.block_size), int(t.owner.block_stride)
+    asking = of_windows((size[0] // stride, size[1] // stride), (block // stride, block // stride), (0, 0))
+    return replace(of_overlapping(size, t.owner.win_size, stride=block, padding=t.owner.halo_size), asking=asking)
+
+
+def outlook(t: Told) -> Geometry:
+    """VOLO, (n, h, w, c): windows around every k-th position, in which all positions ask."""
+    return of_overlapping(_rows_columns(t.args[0]), t.owner.kernel_size, stride=t.owner.stride, padding=t.owner.padding)
 
 
 def blocks(t: Told) -> Geometry:

@@ -2,8 +2,9 @@
 
 auto         the model's own attention (raw) where it has any on the image; else, and for a query that only a class token could
              answer, the attention between channels (channels) where it has that; else Grad-CAM
-raw          weights of one layer, the last on the image by default: the class token's row where the head reads it, else the
-             attention received, the mean over queries; with a query, that position's row in the last layer in which patches ask
+raw          weights of one layer, the last on the image by default: the class token's row where the head reads it, that of the
+             one query of an attention pool (a learnt latent or the mean of the patches), else the attention received, the mean
+             over queries; with a query, that position's row in the last layer in which patches ask
 channels     derived from attention between channels (XCA), which has no place in the image: the energy of the value channels that
              channels attend to, the mean over channels; with a query, of the channel of each head that stands out there
 weighted     the same as raw of E_h[(∇A ⊙ A)⁺], the part of the weights that speaks for the class (arXiv 2103.15679, eq. 5)
@@ -15,7 +16,7 @@ gradcam, gradcam++, layercam, scorecam    class activation maps (see cam.py)
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -26,8 +27,8 @@ from torch import Tensor
 from interp.attention.cam import cam, check_targets
 from interp.attention.capture import Captured, capture
 from interp.attention.geometry import Geometry
-from interp.attention.layout import attention_layers, has_attention, layout_of, unread, why_not
-from interp.attention.maps import channel_readout, channel_rows, class_map, dense, query_map, received_map
+from interp.attention.layout import DERIVED, ONE, SIGNED, attention_layers, has_attention, layout_of, map_layer, unread, why_not
+from interp.attention.maps import channel_readout, channel_rows, class_map, query_map, received_map
 from interp.attention.rollout import gradient_weighted, last_stage, reduce_heads, relevance, rollout
 from interp.types import Images, InputError, Labels, Maps
 
@@ -77,7 +78,7 @@ def _default(model: Model, query: Query | None) -> str:
     drawn, kinds = spatial_layers(model), attention_layers(model)
     if not drawn:
         raise InputError("its attention is between channels and cannot be drawn on the image; take channels, derived from it")
-    asking = [name for name in drawn if kinds[name] != "class"] if query is not None else []
+    asking = [name for name in drawn if kinds[name] not in ONE] if query is not None else []
     return (asking or drawn)[-1]
 
 
@@ -90,10 +91,24 @@ def head_maps(layer: Captured, *, query: Query | None = None, image: tuple[int, 
     return maps, f"{words}{_bounds(layer)}"
 
 
+_BOUNDS = {
+    "window": "only within its window or grid",
+    "halo": "only of its block and a halo around it",
+    "outlook": "only within windows, added up where these overlap",
+}
+
+
+_ASKED = {
+    "unfold": ", only to the same place in other patches",
+    "context": ", whose scores are those of all queries of its place in a patch",
+}
+
+
 def _bounds(layer: Captured) -> str:
     """In words, beyond which places no query of a layer sees, and what is special about its queries."""
-    cut = layer.kind in ("window", "global-query", "pooled") and layer.geometry is not None and layer.geometry.groups > 1
-    words = ", only within its window or grid" if cut else ""
+    cut = layer.kind in (*_BOUNDS, "global-query", "pooled") and layer.geometry is not None and layer.geometry.groups > 1
+    words = f", {_BOUNDS.get(layer.kind, _BOUNDS['window'])}" if cut else ""
+    words += f", derived from its {DERIVED[layer.kind]}" if layer.kind in DERIVED else ""
     return words + (", by queries of the whole image, the same in every window" if layer.kind == "global-query" else "")
 
 
@@ -102,11 +117,15 @@ def _unbounded(layer: Captured, query: Query | None, image: tuple[int, int]) -> 
     if layer.geometry is None or layer.kind == "channel":
         raise InputError(f"layer {layer.name} is {layer.kind} attention and cannot be drawn on the image; choose another layer")
     if query is not None:
+        _check_asked(layer)
         y, x = layer.geometry.at(*query, image)
         words = f"attention of position ({y}, {x}) of {layer.geometry.queries.size}"
-        return query_map(layer.weights, layer.geometry, y=y, x=x), words
+        keys = "" if layer.geometry.one_grid else f" to keys on {layer.geometry.size}"
+        return query_map(layer.weights, layer.geometry, y=y, x=x), f"{words}{keys}{_ASKED.get(layer.kind, '')}"
+    if layer.kind == "latent":
+        return received_map(layer.weights, layer.geometry), f"attention from {ONE['latent']} to the patches"
     if layer.geometry.class_token:
-        return class_map(layer.weights, layer.geometry), "attention from the class token to the patches"
+        return class_map(layer.weights, layer.geometry), f"attention from {ONE.get(layer.kind, ONE['class'])} to the patches"
     if layer.kind == "context":
         return received_map(layer.weights, layer.geometry), "context scores, one for each position"
     return received_map(layer.weights, layer.geometry), "attention received, mean over queries"
@@ -121,9 +140,24 @@ def _raw(model: Model, x: Images, _targets: Labels | None, how: How) -> Reading:
     with torch.no_grad(), capture(model, layers=[name]) as recorder:
         model(x)
     maps, words = head_maps(recorder.layers[0], query=how.query, image=(x.shape[-2], x.shape[-1]))
-    positive = maps.abs() if recorder.layers[0].kind == "talking" else maps
-    signed = " (absolute: talking heads mix weights to any sign)" if recorder.layers[0].kind == "talking" else ""
-    return Reading(reduce_heads(positive, how.head), f"{words}{signed}, {_of_heads(how.head)}, at layer {name}")
+    signed = recorder.layers[0].kind in SIGNED
+    positive = maps.abs() if signed else maps
+    return Reading(reduce_heads(positive, how.head), f"{words}{_signed(recorder.layers)}, {_of_heads(how.head)}, at layer {name}")
+
+
+def _signed(layers: Sequence[Captured]) -> str:
+    """In words why weights are read by their absolute value, "" where none can be negative."""
+    why = dict.fromkeys(SIGNED[layer.kind] for layer in layers if layer.kind in SIGNED)
+    return f" (absolute: {'; '.join(why)})" if why else ""
+
+
+def _check_asked(layer: Captured) -> None:
+    """Raise InputError where a query is asked of a layer in which no position asks."""
+    if layer.kind in ONE:
+        instead = ", or for XCiT take channels" if layer.kind == "class" else ""
+        raise InputError(
+            f"the only query of layer {layer.name} is {ONE[layer.kind]}: no other position asks. Leave the query out{instead}"
+        )
 
 
 def _channels(model: Model, x: Images, _targets: Labels | None, how: How) -> Reading:
@@ -161,9 +195,12 @@ def _weighted(model: Model, x: Images, targets: Labels | None, how: How) -> Read
     layers, score = _with_gradient(model, x, targets, [name])
     if layers[0].kind in ("channel", "context"):
         raise InputError(f"layer {name} is {layers[0].kind} attention: it has no weights of tokens on tokens")
-    matrix = dense(gradient_weighted(layers, score, head=how.head)[0], _geometry(layers[0]))
-    _check_asking(matrix, layers[0], how.query, "an earlier layer")
-    maps = _read_out(matrix, layers[0], how.query, x)
+    geometry, matrix = _geometry(layers[0]), gradient_weighted(layers, score, head=how.head)[0]
+    _check_asking(matrix[:, geometry.queries.prefix :], layers[0], how.query, "an earlier layer")
+    reduced = replace(layers[0], weights=matrix[:, None])
+    maps = _unbounded(reduced, how.query, (x.shape[-2], x.shape[-1]))[0][:, 0]
+    if how.query is None and not geometry.placeless:
+        maps = maps * geometry.queries.positions  # the sum over queries, whose gradients already say which matter
     return Reading(maps, f"(∇A ⊙ A)⁺ of the target's logit{_bounds(layers[0])}, {_of_heads(how.head)}, at layer {name}")
 
 
@@ -172,8 +209,7 @@ def _rollout(model: Model, x: Images, _targets: Labels | None, how: How) -> Read
         model(x)
     layers = last_stage(recorder.layers)
     flow = rollout(layers, head=how.head, residual=how.residual)
-    mixed = " (absolute: talking heads mix weights to any sign)" if any(c.kind == "talking" for c in layers) else ""
-    words = f"roll-out{mixed}, residual {how.residual:g}, {_of_heads(how.head)}, {_over(layers, recorder.layers)}"
+    words = f"roll-out{_signed(layers)}, residual {how.residual:g}, {_of_heads(how.head)}, {_over(layers, recorder.layers)}"
     return Reading(_read_out(flow, layers[-1], how.query, x, mean=True), words)
 
 
@@ -181,7 +217,7 @@ def _chefer(model: Model, x: Images, targets: Labels | None, how: How) -> Readin
     captured, score = _with_gradient(model, x, targets, _chained(model))
     layers = last_stage(captured)
     found = relevance(layers, gradient_weighted(layers, score, head=how.head))
-    _check_asking(found, layers[-1], how.query, "rollout")
+    _check_asking(found[:, found.shape[-1] - _geometry(layers[-1]).positions :], layers[-1], how.query, "rollout")
     words = f"relevance by gradient × attention, {_of_heads(how.head)}, {_over(layers, captured)}"
     return Reading(_read_out(found, layers[-1], how.query, x), words)
 
@@ -199,7 +235,13 @@ def _chained(model: Model) -> list[str]:
 
 def _over(layers: list[Captured], of: list[Captured]) -> str:
     rest = "all blocks" if len(layers) == len(of) else "one resolution"
-    one = {"class": "class attention", "unfold": "one block", "window": "one resolution", "global-query": "one resolution"}
+    one = {
+        "class": "class attention",
+        "mean": "its attention pool",
+        "unfold": "one block",
+        "window": "one resolution",
+        "global-query": "one resolution",
+    }
     only = one.get(layers[0].kind, rest)
     return f"over {len(layers)} layer{'s' * (len(layers) > 1)} ({only}): {layers[0].name} to {layers[-1].name}"
 
@@ -210,10 +252,9 @@ def _geometry(layer: Captured) -> Geometry:
     return layer.geometry
 
 
-def _check_asking(matrix: Tensor, last: Captured, query: Query | None, instead: str) -> None:
+def _check_asking(rows: Tensor, last: Captured, query: Query | None, instead: str) -> None:
     """Raise InputError where a query was given and no row of any patch takes part in the logit."""
-    prefix = matrix.shape[-1] - _geometry(last).positions
-    if query is not None and last.kind != "class" and not matrix[:, prefix:].any():
+    if query is not None and last.kind not in ONE and not rows.any():
         reads = "behind it the head reads the class token alone, so that " if _geometry(last).class_token else ""
         raise InputError(
             f"{reads}no row of a patch at layer {last.name} takes part in the target's logit; leave the query out, or "
@@ -226,11 +267,10 @@ def _read_out(matrix: Tensor, last: Captured, query: Query | None, x: Images, *,
     geometry = _geometry(last)
     prefix = matrix.shape[-1] - geometry.positions
     if query is not None:
-        if last.kind == "class":
-            raise InputError("the only query of its class attention is the class token: no pixel asks")
+        _check_asked(last)
         y, column = geometry.at(*query, (x.shape[-2], x.shape[-1]))
         row = matrix[:, prefix + y * geometry.size[1] + column, prefix:]
-    elif geometry.class_token:
+    elif geometry.placeless:
         row = matrix[:, 0, prefix:]
     else:
         rows = matrix[:, prefix:, prefix:]
@@ -244,7 +284,7 @@ def _cam(model: Model, x: Images, targets: Labels | None, how: How, *, method: s
     named = how.layer if how.layer is not None and how.layer not in _attention_or_none(model) else None
     targets = model.read(x).argmax(1) if targets is None else targets
     maps = cam(model, x, targets, method=method, layer=named)
-    return Reading(maps, f"{TITLES[method]} of the target's logit at layer {named or layout_of(model).gradcam}")
+    return Reading(maps, f"{TITLES[method]} of the target's logit at layer {named or map_layer(model)}")
 
 
 def _attention_or_none(model: Model) -> list[str]:

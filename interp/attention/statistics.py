@@ -1,7 +1,8 @@
 """Numbers of attention: how far it reaches, how spread it is, how heads differ, how it changes. Pure functions of weights.
 
-weights (n·groups, heads, queries, keys) as `capture` records them. Rows of talking heads, which can be negative, enter by their
-absolute value divided by their sum; softmax rows are left as they are.
+weights (n·groups, heads, queries, keys) as `capture` records them. Rows that can be negative, as of talking heads, enter by their
+absolute value divided by their sum; softmax rows are left as they are. Where windows overlap, a position asks in several: it
+counts by the mean over these. Padding that a layer attends to is a key like others.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ def _over_queries(values: Tensor, geometry: Geometry | None) -> Tensor:
         return values.mean(-1)
     split = values.unflatten(0, (-1, geometry.groups))  # (n, groups, heads, queries)
     asking = geometry.queries
-    real = (asking.places >= 0).to(values)
+    share = asking.share.to(values)
     if split.shape[-1] == 1:  # one row of scores for all queries of its group, or a class token
-        share = real.sum(1)[:, None, None]
+        share = share.sum(1)[:, None, None]
     else:
-        share = torch.cat([real.new_ones(asking.groups, asking.prefix), real], 1)[:, None]
+        share = torch.cat([share.new_ones(asking.groups, asking.prefix), share], 1)[:, None]
     return (split * share).sum((1, 3)) / share.expand(-1, 1, split.shape[-1]).sum()
 
 
@@ -39,22 +40,22 @@ def distance(weights: Tensor, geometry: Geometry, image: Grid) -> Tensor:
     """Mean attention distance in pixels, (n, heads): Σ_k A[q, k]·‖p_q − p_k‖ over patch keys, mean over patch queries.
 
     Dosovitskiy et al., arXiv 2010.11929, appendix D.7. Rows without the prefix tokens are divided by their sum. image: rows and
-    columns of the image in pixels; p are the centres of positions, also where keys are pooled to larger ones. NaN for class
-    attention, whose query has no place. Limit: attention of every position to itself gives 0.
+    columns of the image in pixels; p are the centres of positions, also where keys are pooled to larger ones. NaN where the
+    only query has no place, as of class attention. Limit: attention of every position to itself gives 0.
     """
     rows = grouped(_rows(weights), geometry)
-    if rows.shape[-2] == 1 and geometry.class_token:
+    if rows.shape[-2] == 1 and geometry.placeless:
         return weights.new_full((rows.shape[0], rows.shape[2]), math.nan)
     asking = geometry.queries
-    real = (asking.places >= 0).to(weights), (geometry.places >= 0).to(weights)
+    share, real = asking.share.to(weights), (geometry.places >= 0).to(weights)
     apart = (_centres(asking, image, weights)[:, :, None] - _centres(geometry, image, weights)[:, None]).pow(2).sum(-1).sqrt()
     if rows.shape[-2] == 1:
         kept = rows[..., geometry.prefix :].expand(*rows.shape[:3], asking.places.shape[1], -1)
     else:
         kept = rows[..., asking.prefix :, geometry.prefix :]
-    kept = kept * real[1][:, None, None]
+    kept = kept * real[:, None, None]
     reach = (kept * apart[:, None]).sum(-1) / kept.sum(-1).clamp_min(1e-12)
-    return (reach * real[0][:, None]).sum((1, 3)) / real[0].sum()
+    return (reach * share[:, None]).sum((1, 3)) / share.sum()
 
 
 def _centres(geometry: Geometry, image: Grid, like: Tensor) -> Tensor:
@@ -87,8 +88,8 @@ def diversity(weights: Tensor, geometry: Geometry | None = None) -> Tensor:
     if heads == 1:
         return _over_queries(weights[..., 0], geometry)[:, 0] * math.nan
     rows = _rows(weights)
-    pairs = torch.combinations(torch.arange(heads, device=weights.device))
-    return _over_queries(_jensen_shannon(rows[:, pairs[:, 0]], rows[:, pairs[:, 1]]), geometry).mean(1)
+    apart = [_over_queries(_jensen_shannon(rows[:, k : k + 1], rows[:, k + 1 :]), geometry) for k in range(heads - 1)]
+    return torch.cat(apart, 1).mean(1)
 
 
 def _jensen_shannon(p: Tensor, q: Tensor) -> Tensor:

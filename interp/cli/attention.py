@@ -108,7 +108,7 @@ def attention(
 
 def _attended(layer: str | None, methods: Sequence[str], models: Sequence[Model]) -> str | None:
     """The layer where it is one of attention, else none; raises InputError where a method would not look at it."""
-    from interp.attention.layout import attention_layers, has_attention, layout_of
+    from interp.attention.layout import attention_layers, has_attention, map_layer
     from interp.attention.readings import CAMS
 
     if layer is None:
@@ -119,7 +119,7 @@ def _attended(layer: str | None, methods: Sequence[str], models: Sequence[Model]
     if owners and (name := next((name for name in methods if name in CAMS), None)):
         raise InputError(
             f"--layer is {layer}, an attention layer of {owners[0].card.id}, but {name} reads a feature map; "
-            f"give a layer such as {layout_of(owners[0]).gradcam}, or leave {name} out"
+            f"give a layer such as {map_layer(owners[0])}, or leave {name} out"
         )
     return layer if owners else None
 

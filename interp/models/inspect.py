@@ -138,6 +138,12 @@ class Inspection:
         return "; ".join(parts)
 
 
+def has_card(path: Path) -> bool:
+    """Whether a file's card is known, so that it leaves nothing open; its architecture is not looked for."""
+    contents = read(file_in(path))
+    return known_card(file_in(path), contents.sha256, contents.metadata) is not None
+
+
 def inspect(path: str | Path, said: Said | None = None) -> Inspection:
     """Find out what a checkpoint file is, without building a network of it.
 

@@ -19,8 +19,8 @@ from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 
 from interp.errors import InputError
+from interp.plots.attacks import short
 from interp.plots.images import SEQUENTIAL, name_of
-from interp.plots.perturbations import short
 from interp.plots.style import (
     NEUTRAL,
     grid,
@@ -108,7 +108,7 @@ def heads(result: Result, image: int | str = 0, *, limit: float | None = None) -
                 if np.isfinite(maps[layer, head, i]).any():
                     panel(ax, data["original"].values[i], maps[layer, head, i], limit, query)
         titles(axes[0], [f"head {head}" for head in range(data.sizes["head"])], room=10)
-        names = shortened([str(name) for name in data["layer"].values])
+        names = _layers(data["layer"].values)
         name_rows(axes, [f"{name}\n{kind}" for name, kind in zip(names, data["kind"].values, strict=True)])
         bar(fig, axes, covering(), limit, SCALE)
         said = dict.fromkeys(str(words) for words in data["how"].values) if "how" in data else ()
@@ -135,7 +135,7 @@ def channels(result: Result, image: int | str = 0) -> Figure:
                 if shown.size:
                     ax.imshow(shown, cmap=NEUTRAL, vmin=0, vmax=limit, interpolation="nearest")
         titles(axes[0], [f"head {head}" for head in range(weights.shape[1])], room=12)
-        name_rows(axes, shortened([str(name) for name in data["channel_layer"].values]))
+        name_rows(axes, _layers(data["channel_layer"].values))
         text = "weight of a channel (column) for a channel (row); rows sum to 1; one scale for all panels"
         bar(fig, axes, mpl.colormaps[NEUTRAL], limit, text)
     return fig
@@ -173,6 +173,14 @@ def shortened(names: Sequence[str]) -> list[str]:
     return [f"layer {name}" if name[:1].isdigit() else name for name in kept]
 
 
+def _layers(names: np.ndarray) -> list[str]:
+    """The shortened names of layers, long ones on two lines, broken before the point nearest their middle."""
+    short = shortened([str(name) for name in names])
+    points = [[i for i, c in enumerate(name) if c == "."] if len(name) > 20 else [] for name in short]
+    breaks = [min(at, key=lambda i: abs(i - len(name) // 2), default=0) for name, at in zip(short, points, strict=True)]
+    return [f"{name[:at]}\n{name[at:]}".strip() for name, at in zip(short, breaks, strict=True)]
+
+
 def panel(ax: Axes, picture: np.ndarray, values: np.ndarray, limit: float, query: tuple[float, float] | None = None) -> None:
     """A map over the dimmed photograph, with the query's ring; 'not read' where nothing is known."""
     ax.imshow(np.repeat(0.35 + 0.65 * picture.mean(-1, keepdims=True), 3, -1).clip(0, 1))
@@ -199,7 +207,7 @@ def _ring(ax: Axes, query: tuple[float, float] | None) -> None:
 
 
 def _ringed(query: tuple[float, float] | None) -> list[str]:
-    return [] if query is None else [f"ring: the query, the pixel at row {query[0]:g}, column {query[1]:g} of the image"]
+    return [] if query is None else [f"ring: the query, the pixel at y {query[0]:g}, x {query[1]:g} of the image"]
 
 
 def _readings(data: xr.Dataset) -> list[str]:

@@ -1,6 +1,8 @@
 """A page on which pointing at a patch shows what it attends to, in every model at once; it needs no network and no other file.
 
-The weights travel as bytes: 255 is the largest weight of a query's row, whose size (× uniform) stands beside it.
+The weights travel as bytes: 255 is the largest weight of a query's row, whose size (× uniform) stands beside it. Where queries
+or keys are pooled (PVT v2, arXiv 2106.13797) the patch pointed at is a cell of the queries' grid, and what it attends to is drawn
+in the cells of the keys'; both cover the image. Where attention runs inside windows, what is outside the query's has no colour.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import math
 import re
 import tempfile
 from pathlib import Path
@@ -61,18 +64,22 @@ def write(result: Result, path: Path | str) -> Path:
         return (Path(folder) / path.name).replace(path)
 
 
-def _size(data: xr.Dataset, m: int) -> tuple[int, int]:
-    down, across = (int(v) for v in data["size"].values[m])
-    return down, across
+def _grids(data: xr.Dataset, m: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows and columns of the queries and of the keys of a model; results from before they could differ have one for both."""
+    (down, across), (rows, columns) = (data[name if name in data else "size"].values[m].tolist() for name in ("asks", "size"))
+    return (down, across), (rows, columns)
+
+
+def _known(data: xr.Dataset, m: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows (image, query, key) of a model and their peaks (image, query), without what pads its grids."""
+    queries, keys = (math.prod(grid) for grid in _grids(data, m))
+    return data["rows"].values[m, :, :queries, :keys], np.nan_to_num(data["peak"].values[m, :, :queries])
 
 
 def _relative(data: xr.Dataset) -> np.ndarray:
     """Weights × keys of all models, without what pads their grids."""
-    parts = [np.zeros(0)]
-    for m in range(data.sizes["model"]):
-        n = int(np.prod(_size(data, m)))
-        parts.append((data["rows"].values[m, :, :n, :n] / 255 * data["peak"].values[m, :, :n, None]).ravel())
-    return np.concatenate(parts)
+    known = (_known(data, m) for m in range(data.sizes["model"]))
+    return np.concatenate([(weights / 255 * peaks[..., None]).ravel() for weights, peaks in known])
 
 
 def _image(data: xr.Dataset, i: int) -> dict[str, Any]:
@@ -82,15 +89,19 @@ def _image(data: xr.Dataset, i: int) -> dict[str, Any]:
 
 
 def _model(data: xr.Dataset, m: int) -> dict[str, Any]:
-    """A model's grid and for each image its rows and their peaks; one row where all are alike."""
-    n = int(np.prod(_size(data, m)))
-    weights, peaks = data["rows"].values[m, :, :n, :n], np.nan_to_num(data["peak"].values[m, :, :n])
-    alike = n > 0 and bool((weights == weights[:, :1]).all() and np.allclose(peaks, peaks[:, :1], rtol=1e-3))
+    """A model's grids and for each image its rows and their peaks; one row where all are alike."""
+    (asks, size), (weights, peaks) = _grids(data, m), _known(data, m)
+    alike = weights.size > 0 and bool((weights == weights[:, :1]).all() and np.allclose(peaks, peaks[:, :1], rtol=1e-3))
     kept = slice(0, 1) if alike else slice(None)
+    seen = np.ones(weights.shape[1:], bool)
+    if "seen" in data:
+        seen &= data["seen"].values[m, : weights.shape[1], : weights.shape[2]]
     return {
         "label": labels(data)[m],
         "own": str(data["own"].values[m]),
-        "size": _size(data, m),
+        "asks": asks,
+        "size": size,
+        "seen": None if seen.all() else _text(np.packbits(seen)),
         "alike": alike,
         "rows": [_text(w[kept].astype(np.uint8)) for w in weights],
         "peaks": [[float(f"{v:.4g}") for v in p[kept]] for p in peaks],
@@ -118,8 +129,9 @@ PAGE = """<!doctype html>
   #controls label { display: flex; gap: .5rem; align-items: center; } select, input { font: inherit; max-width: 22rem; }
   #legend { display: grid; grid-template-columns: 240px; font-size: .8rem; } #legend div { display: flex;
     justify-content: space-between; } #legend canvas { width: 240px; height: 12px; }
-  #panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 1.25rem 1rem; }
-  .panel h2 { font-size: .95rem; margin: 0 0 .3rem; overflow-wrap: anywhere; }
+  #panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); column-gap: 1rem; }
+  .panel { display: grid; grid-row: span 4; grid-template-rows: subgrid; align-content: start; margin-bottom: 1.25rem; }
+  .panel h2 { font-size: .95rem; margin: 0 0 .3rem; overflow-wrap: anywhere; align-self: end; max-width: 240px; }
   .panel canvas { width: 240px; max-width: 100%; display: block; cursor: crosshair; touch-action: none; }
   .panel canvas:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
   .panel div { font-size: .78rem; white-space: pre-line; min-height: 4.4em; margin-top: .3rem; overflow-wrap: anywhere;
@@ -136,7 +148,8 @@ of those of attention spread evenly over the whole image.</p>
   <label>upper end of the scale <input id="limit" type="range" min="1" step="0.5"> <output id="shown"></output></label>
   <div id="legend"><canvas width="240" height="12"></canvas>
     <div><span>0</span><span id="middle"></span><span id="end"></span></div>
-    <span>× uniform; one scale for all panels</span></div>
+    <span>× uniform; one scale for all panels</span>
+    <span id="unseen">no colour: outside its window or grid</span></div>
 </div>
 <div id="panels"></div>
 <noscript>This page draws with JavaScript, which is switched off.</noscript>
@@ -152,7 +165,7 @@ const $ = id => document.getElementById(id);
 const content = JSON.parse($("content").textContent);
 const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0));
 const colours = bytes(content.colours), {height, width, cover, images, models} = content;
-const SIDE = 480, wide = height > width ? SIDE * width / height : SIDE, high = wide * height / width;
+const wide = 480, high = Math.round(wide * height / width);
 let image = 0, query = null, pinned = false, pointer = null, limit = content.limit, used = null;
 
 function canvasOf(w, h) { const c = document.createElement("canvas"); c.width = w; c.height = h; return c; }
@@ -174,26 +187,41 @@ for (const i of images) {
   i.grey = photograph(pixels, true);
   $("image").append(new Option(i.truth ? i.id + " (" + i.truth + ")" : i.id));
 }
-for (const m of models) m.rows = m.rows.map(bytes);
+for (const m of models) { m.rows = m.rows.map(bytes); m.seen = m.seen && bytes(m.seen); }
 
 // places are shares (y, x) of the image, so that every grid finds its own patch
-const patch = (m, at) => at.map((v, k) => Math.min(m.size[k] - 1, Math.floor(v * m.size[k])));
+const cell = (size, at) => at.map((v, k) => Math.min(size[k] - 1, Math.floor(v * size[k])));
+const asking = (m, at) => cell(m.asks, at);
+const pooled = m => String(m.asks) !== String(m.size);
 const named = p => "row " + (p[0] + 1) + ", column " + (p[1] + 1);
+const sized = size => size[0] + " × " + size[1];
 const times = v => v.toFixed(2) + "×";
 
 function reading(m) {
   const n = m.size[0] * m.size[1];
   if (!n || !(query || m.alike)) return null;
-  const at = query && patch(m, query), q = m.alike ? 0 : at[0] * m.size[1] + at[1];
+  const at = query && asking(m, query), q = m.alike ? 0 : at[0] * m.asks[1] + at[1];
   const row = m.rows[image].subarray(q * n, q * n + n), peak = m.peaks[image][q];
-  return {at, row, value: k => row[k] / 255 * peak, key: p => row[p[0] * m.size[1] + p[1]] / 255 * peak};
+  const value = k => row[k] / 255 * peak, index = p => p[0] * m.size[1] + p[1];
+  const bit = k => m.seen[q * n + k >> 3] >> 7 - (q * n + k) % 8 & 1, sees = k => !m.seen || bit(k);
+  const said = p => (sees(index(p)) ? times(value(index(p))) : "outside its window or grid") + " at " + named(p);
+  return {at, row, value, sees, said, key: p => value(index(p))};
 }
 
-function frame(context, m, p, ink) {
-  const h = high / m.size[0], w = wide / m.size[1];
-  for (const [colour, line] of [["black", 7], [ink, 3]]) {
-    context.strokeStyle = colour; context.lineWidth = line;
-    context.strokeRect(p[1] * w + 2, p[0] * h + 2, w - 4, h - 4);
+function edges(size, p) {
+  const lines = (n, k, whole) => [Math.round(k * whole / n), Math.round((k + 1) * whole / n)];
+  const [[up, down], [left, right]] = [lines(size[0], p[0], high), lines(size[1], p[1], wide)];
+  return {up, left, h: down - up, w: right - left};
+}
+
+function frame(context, size, p, ink) {
+  const {up, left, h, w} = edges(size, p), fine = Math.min(h, w) < 24;  // lines inside a patch, around a small one
+  const [out, black, line] = fine ? [2, 4, 2] : [-4, 7, 3];
+  const at = (v, whole) => 2 * Math.floor(Math.min(whole - 3, Math.max(3, v)) / 2) + 1;  // on whole pixels of the screen
+  const [x, right, y, below] = [at(left - out, wide), at(left + w + out, wide), at(up - out, high), at(up + h + out, high)];
+  for (const [colour, width] of [["black", black], [ink, line]]) {
+    context.strokeStyle = colour; context.lineWidth = width;
+    context.strokeRect(x, y, right - x, below - y);
   }
 }
 
@@ -208,25 +236,30 @@ function draw(panel) {
     return;
   }
   if (!m.size[0]) { panel.text.textContent = "not read"; return; }
-  if (!read) { panel.text.textContent = m.size[0] + " × " + m.size[1] + " patches"; return; }
-  const [rows, columns] = m.size, h = high / rows, w = wide / columns, lines = [];
+  if (!read) {
+    panel.text.textContent = pooled(m) ? sized(m.asks) + " queries, " + sized(m.size) + " keys" : sized(m.size) + " patches";
+    return;
+  }
+  const columns = m.size[1], lines = [];
   context.globalAlpha = cover;
   let top = 0;
   read.row.forEach((v, k) => {
     if (v > read.row[top]) top = k;
-    const c = 3 * Math.round(255 * Math.min(1, read.value(k) / limit)), y = Math.floor(k / columns), x = k % columns;
+    if (!read.sees(k)) return;
+    const c = 3 * Math.round(255 * Math.min(1, read.value(k) / limit)), e = edges(m.size, [Math.floor(k / columns), k % columns]);
     context.fillStyle = "rgb(" + colours[c] + "," + colours[c + 1] + "," + colours[c + 2] + ")";
-    const left = Math.round(x * w), up = Math.round(y * h);
-    context.fillRect(left, up, Math.round((x + 1) * w) - left, Math.round((y + 1) * h) - up);
+    context.fillRect(e.left, e.up, e.w, e.h);
   });
   context.globalAlpha = 1;
   if (m.alike) lines.push("one map, the same from every patch");
-  else lines.push(named(read.at) + " of " + rows + " × " + columns + ": itself " + times(read.key(read.at)));
-  lines.push("most: " + times(read.value(top)) + " at " + named([Math.floor(top / columns), top % columns]));
+  else if (pooled(m)) lines.push(named(read.at) + " of " + sized(m.asks) + " queries");
+  else lines.push(named(read.at) + " of " + sized(m.size) + ": itself " + times(read.key(read.at)));
+  const most = read.said([Math.floor(top / columns), top % columns]);
+  lines.push("most: " + most + (pooled(m) ? " of " + sized(m.size) + " keys" : ""));
   const other = pointer || (m.alike ? query : null);
-  if (other) lines.push("pointer: " + times(read.key(patch(m, other))) + " at " + named(patch(m, other)));
-  if (pinned && pointer) frame(context, m, patch(m, pointer), "#56b4e9");
-  if (query && !m.alike) frame(context, m, read.at, "white");
+  if (other) lines.push("pointer: " + read.said(cell(m.size, other)));
+  if (pinned && pointer) frame(context, m.size, cell(m.size, pointer), "#56b4e9");
+  if (query && !m.alike) frame(context, m.asks, read.at, "white");
   panel.text.textContent = lines.join("\\n");
 }
 
@@ -273,7 +306,7 @@ function place(event) {
 
 function pin(at, panel) {
   const m = panel.model && panel.model.size[0] ? panel.model : finest;
-  const same = pinned && query && (!m || String(patch(m, query)) === String(patch(m, at)));
+  const same = pinned && query && (!m || String(asking(m, query)) === String(asking(m, at)));
   query = at; pinned = !same; pointer = null;
   show(); remember();
 }
@@ -285,9 +318,10 @@ function point(event, panel) {
 }
 
 function add(title, under, model) {
-  const panel = {model, canvas: canvasOf(Math.round(wide), Math.round(high)), text: document.createElement("div")};
+  const panel = {model, canvas: canvasOf(wide, high), text: document.createElement("div")};
   const box = document.createElement("div"), head = document.createElement("h2"), small = document.createElement("small");
-  box.className = "panel"; head.textContent = title; small.textContent = under;
+  box.className = "panel"; small.textContent = under;
+  for (const part of title.split(/(?<=[_.])/)) head.append(part, document.createElement("wbr"));
   panel.canvas.tabIndex = 0;
   panel.canvas.setAttribute("role", "img");
   panel.canvas.setAttribute("aria-label", title);
@@ -300,7 +334,8 @@ function add(title, under, model) {
   return panel;
 }
 
-const finest = models.reduce((a, b) => !a || b.size[0] * b.size[1] > a.size[0] * a.size[1] ? b : a, null);
+$("unseen").hidden = !models.some(m => m.seen);
+const finest = models.reduce((a, b) => !a || b.asks[0] * b.asks[1] > a.asks[0] * a.asks[1] ? b : a, null);
 const panels = [add("image", "", null), ...models.map(m => add(m.label, m.own, m))];
 
 const ARROWS = {ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1]};
@@ -308,8 +343,8 @@ document.addEventListener("keydown", event => {
   if (["SELECT", "INPUT"].includes(event.target.tagName) || event.ctrlKey || event.metaKey || event.altKey) return;
   const m = used && used.model && used.model.size[0] ? used.model : finest, way = ARROWS[event.key];
   if (way && m && m.size[0]) {
-    const from = query ? patch(m, query).map((v, k) => v + way[k]) : m.size.map(v => v >> 1);
-    query = from.map((v, k) => (Math.min(m.size[k] - 1, Math.max(0, v)) + .5) / m.size[k]);
+    const from = query ? asking(m, query).map((v, k) => v + way[k]) : m.asks.map(v => v >> 1);
+    query = from.map((v, k) => (Math.min(m.asks[k] - 1, Math.max(0, v)) + .5) / m.asks[k]);
     pointer = null;
     if (pinned) remember();
   } else if ((event.key === "Enter" || event.key === " ") && query) { pinned = !pinned; remember(); }
