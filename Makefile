@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 OLDEST := .venv-oldest
 TIMM := $(shell sed -n 's/.*"timm>=\([0-9.]*\)".*/\1/p' pyproject.toml)
-LEANING := attention* capture* readings cam unread loading inspect build checkpoints translate origins networks hub signatures*
+LEANING := attention* capture* queries readings cam unread loading inspect build checkpoints translate origins networks hub signatures*
 
 .PHONY: setup report test test-all test-oldest lint format clean
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from interp.models.answers import Said
     from interp.models.fetch import fetch
     from interp.models.inspect import inspect
-    from interp.models.load import load, shipped
+    from interp.models.load import independent_judges, load, shipped
     from interp.models.model import Model
     from interp.result import Result
     from interp.result import open_result as open
@@ -60,7 +60,7 @@ _WHERE = {
     "models.fetch": ("fetch",),
     "models.answers": ("Said",),
     "models.inspect": ("inspect",),
-    "models.load": ("load", "shipped"),
+    "models.load": ("independent_judges", "load", "shipped"),
     "models.model": ("Model",),
     "result": ("Result",),
     "robustness.accuracy": ("Accuracy", "accuracy"),
@@ -110,6 +110,7 @@ __all__ = [
     "faithfulness",
     "fetch",
     "images",
+    "independent_judges",
     "inspect",
     "invert",
     "load",

@@ -9,13 +9,23 @@ from interp import study
 from interp.data.source import images
 from interp.models.answers import Said
 from interp.models.inspect import inspect
-from interp.models.load import by_name, check_labels, load, load_as, locate, shipped
+from interp.models.load import (
+    by_name,
+    check_labels,
+    independent_judges,
+    load,
+    load_as,
+    locate,
+    renamed,
+    same_images,
+    shipped,
+)
 from interp.models.model import Model, macs
 from interp.publish import as_text
 from interp.report.page import write
 from interp.report.words import interval
 from interp.result import Result
-from interp.types import Batch, Card, InputError
+from interp.types import Batch, InputError
 
 
 def write_report(
@@ -47,7 +57,8 @@ def analyze(
     model = load_as(checkpoint, said or Said(), images=batch)
     model.check_images(batch.images.shape)
     check_labels(model.card, batch)
-    beside = [other for other in (load(i) for i in shipped()) if other.digest != model.digest and _fits(other.card, model.card)]
+    known = [other for other in map(load, shipped()) if other.digest != model.digest and same_images(other.card, model.card)]
+    beside = [renamed(other, f"shipped_{other.card.id}") if other.card.id == model.card.id else other for other in known]
     alone = "No shipped model has these classes and this image size: the checkpoint is shown alone, without independent judges."
 
     def notes(results: dict[str, Result]) -> list[str]:
@@ -64,7 +75,7 @@ def _page(
     title: str,
     notes: Callable[[dict[str, Result]], list[str]],
 ) -> Path:
-    plan = plan or study.main_plan(labelled=not bool((batch.labels < 0).any()))
+    plan = plan or study.main_plan(labelled=not bool((batch.labels < 0).any()), judges=independent_judges(models))
     results = study.run(models, batch, plan, folder / "results")
     table = [_row(m, results.get("accuracy"), i) for i, m in enumerate(models)]
     return write(results, folder, title=title, models=table, notes=notes(results))
@@ -80,11 +91,6 @@ def images_for(checkpoint: str, source: str, *, n: int | None = None, said: Said
     found = inspect(locate(checkpoint), said)
     batch = images(source, n=n, preprocess=found.describe().preprocess if found.size else None)
     return by_name(batch, found.card.labels if found.card else ())
-
-
-def _fits(a: Card, b: Card) -> bool:
-    names = not a.labels or not b.labels or a.labels == b.labels
-    return a.num_classes == b.num_classes and a.preprocess.size == b.preprocess.size and names
 
 
 def _row(model: Model, measured: Result | None, position: int) -> dict[str, str]:

@@ -30,10 +30,10 @@ class Analysis:
     images: int | None = None
 
 
-def main_plan(*, pictures: int = 6, labelled: bool = True) -> tuple[Analysis, ...]:
+def main_plan(*, pictures: int = 6, labelled: bool = True, judges: Sequence[Model] = ()) -> tuple[Analysis, ...]:
     """The main job: `pictures` images, one per class as far as they go, for what is looked at; all for what is measured.
 
-    Without labels there is nothing to measure accuracy and attributes against: those two are left out.
+    Without labels there is nothing to measure accuracy and attributes against: those two are left out. judges: see `Compare`.
     """
     looked_at = (
         Analysis("sweep", sweep, Sweep(), pictures),
@@ -43,7 +43,8 @@ def main_plan(*, pictures: int = 6, labelled: bool = True) -> tuple[Analysis, ..
     )
     if not labelled:
         return looked_at
-    return (Analysis("accuracy", accuracy, Accuracy()), *looked_at, Analysis("compare", compare, Compare(groups=QUICK)))
+    attributes = Analysis("compare", compare, Compare(groups=QUICK, judges=tuple(judges)))
+    return (Analysis("accuracy", accuracy, Accuracy()), *looked_at, attributes)
 
 
 def run(models: Sequence[Model], batch: Batch, plan: Sequence[Analysis], folder: Path) -> dict[str, Result]:

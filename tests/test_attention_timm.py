@@ -441,7 +441,7 @@ def test_readings_of_hierarchies(name: str) -> None:
         reading = read(model, x, torch.tensor([1, 2]), method=method)
         assert torch.isfinite(reading.maps).all() and reading.maps.min() >= 0 and reading.maps.amax((1, 2)).min() > 0, reading.how
     asked = read(model, x, method="raw", how=How(query=(5, 9)))
-    assert "attention of position" in asked.how and asked.maps.shape[0] == 2
+    assert "attention of the patch in row" in asked.how and asked.maps.shape[0] == 2
 
 
 def test_roll_out_begins_behind_the_last_layer_that_changes_the_grid() -> None:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import xarray as xr
+from matplotlib.text import Text
 from PIL import Image
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ from interp.data.labels import CIFAR10
 from interp.data.synthetic import shapes
 from interp.gradients.spectrum import centroid, energy, radial
 from interp.models.model import Model, judges_of
+from interp.plots.matrices import judges as matrix_of_judges
 from interp.result import Result
 from interp.types import Batch, Card, InputError, Preprocess, Threat, pixels
 
@@ -322,12 +324,37 @@ def test_one_model_alone_has_no_independent_judge(smalls: list[Model]) -> None:
     result.plot()  # draws a dash for what is not defined
 
 
+def test_further_judges_read_as_models_do_and_are_not_compared(smalls: list[Model]) -> None:
+    """Twins with the third model as their judge are read as among the three, and so compared, which they are not alone."""
+    groups = ("perturbation", "pictures")
+    among_three = compare(smalls, pictures(), dataclasses.replace(SMALL, groups=groups, sweep=(0.05,))).data
+    result = compare(smalls[:2], pictures(), dataclasses.replace(SMALL, groups=groups, sweep=(0.05,), judges=(smalls[2],)))
+    data, twins_alone = result.data, compare(smalls[:2], pictures(), dataclasses.replace(SMALL, groups=groups)).data
+    assert data["model"].values.tolist() == ["a_standard", "a_linf"] and data["judge"].values.tolist()[2] == "b"
+    names = [*(m.name for m in PER_IMAGE["perturbation"]), "picture_read_accuracy", "picture_diversity"]
+    assert_same(data, among_three.isel(model=[0, 1]), names)
+    assert np.isfinite(data["transferred_p"].values[0, 1]) and np.isnan(twins_alone["transferred_p"].values[0, 1])
+    assert np.allclose(data["classified_by"], among_three["classified_by"][:2])
+    assert np.allclose(data["sweep_transferred"], among_three["sweep_transferred"][:2])
+    assert result.params["judges"] == [smalls[2].digest]  # another judge, another question
+    assert {"a_standard", "ResNet\nrobust", "b"} <= {text.get_text() for text in matrix_of_judges(result).findobj(Text)}
+
+
+def test_one_model_is_read_by_further_judges(smalls: list[Model]) -> None:
+    data = compare(smalls[:1], pictures(6), dataclasses.replace(ONE, groups=("perturbation",), judges=tuple(smalls[2:]))).data
+    assert data["classified"].values[0] == pytest.approx(data["classified_by"].sel(judge="b").values[0])
+
+
 def test_what_cannot_be_compared_is_refused(smalls: list[Model]) -> None:
     batch = pictures(4)
     with pytest.raises(InputError, match="labelled"):
         compare(smalls, dataclasses.replace(batch, labels=torch.tensor([0, 1, -1, 2])), ONE)
     with pytest.raises(InputError, match=r"\[4, 5\] classes"):
         compare([smalls[0], small("five", classes=5)], batch, ONE)
+    with pytest.raises(InputError, match=r"a_linf is given twice"):
+        compare(smalls, batch, dataclasses.replace(ONE, judges=(smalls[1],)))
+    with pytest.raises(InputError, match=r"\[4, 4, 4, 5\] classes"):
+        compare(smalls, batch, dataclasses.replace(ONE, judges=(small("five", classes=5),)))
     with pytest.raises(InputError, match="label 4"):
         compare(smalls, dataclasses.replace(batch, labels=torch.tensor([0, 1, 4, 2])), ONE)
     with pytest.raises(InputError, match="takes images"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import colorsys
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,22 @@ from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from interp.attributes.concepts import DEFAULT, LAST, Sensitivity, concept_vector, log_odds, logistic, middle, relative, tcav
+from interp.attributes.concepts import (
+    DEFAULT,
+    MEASURES,
+    Sensitivity,
+    above_chance,
+    concept_vector,
+    hits,
+    logistic,
+    middle,
+    pictures_of,
+    relative,
+    tcav,
+)
 from interp.attributes.groups import Sizes, named_concepts
-from interp.data.concepts import COLOURS, FAMILIES, concepts, family, photographs
+from interp.data.concepts import COLOURS, FAMILIES, concepts, deal, family, photographs
+from interp.gradients.layers import LAST, log_odds, odds_gradients
 from interp.models.model import Model
 from interp.types import Batch, Card, InputError, Preprocess
 
@@ -68,6 +81,17 @@ def batch(noisy: tuple[Tensor, Tensor]) -> Batch:
     return Batch(*noisy)
 
 
+def drawn(names: Sequence[str], n: int = 7, *, seed: int = 0) -> list[Batch]:
+    """Ten runs of a family."""
+    return [family(names, n, 32, 10 * seed + run) for run in range(10)]
+
+
+@pytest.fixture
+def seven(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seven pictures a concept and run, to be quick."""
+    monkeypatch.setattr("interp.attributes.concepts.pictures_of", lambda _: 7)
+
+
 def passed(found: Sensitivity, name: str) -> np.ndarray:
     return np.isfinite(found.score[found.names.index(name)])
 
@@ -111,7 +135,7 @@ class ReadsOneColour(nn.Module):
 @pytest.mark.parametrize("name", ["green", "purple"])
 def test_of_a_family_the_one_concept_is_found_that_a_model_reads(noisy: tuple[Tensor, Tensor], name: str) -> None:
     x, labels = noisy
-    sets = [family(names, 70, 32, 0) for names in FAMILIES.values()]
+    sets = [drawn(names) for names in FAMILIES.values()]
     every = [found for (found,) in relative(wrap(ReadsOneColour(name), 2), x, labels % 2, sets, layers=[LAST])]
     colours, at = every[0], list(COLOURS).index(name)
     assert colours.names == (*COLOURS, "random")
@@ -127,9 +151,10 @@ def test_of_a_family_the_one_concept_is_found_that_a_model_reads(noisy: tuple[Te
 
 
 def test_of_a_family_of_one_and_the_same_concept_none_is_found(tiny: Callable[..., Model], samples: Batch) -> None:
-    sets = [family([name] * 4, 70, 32, 0) for name in ("circle", "dots")]
+    sets = [drawn([name] * 4) for name in ("circle", "dots")]
     for (found,) in relative(tiny("xcit"), samples.images, samples.labels, sets, layers=[LAST]):
         assert not np.isfinite(found.score).any()
+        assert found.told.sum() <= 1
         assert abs(found.accuracy.mean() - 0.5) < 0.04
 
 
@@ -138,7 +163,7 @@ def test_the_control_of_a_family_passes_as_often_as_the_level_says(batch: Batch)
 
     model, p = wrap(ReadsOneColour("green"), 2), []
     for seed in range(25):
-        pictures = family(["dots", "checks"], 70, 32, 10 * seed)
+        pictures = drawn(["dots", "checks"], seed=seed)
         ((found,),) = relative(model, batch.images, batch.labels % 2, [pictures], layers=[LAST], seed=seed)
         p.append(_p_value(found.vectors[-1].T))  # of every feature, before Holm's correction
     assert 0.01 < (np.array(p) < 0.05).mean() < 0.1
@@ -148,7 +173,7 @@ def test_vectors_of_a_family_are_not_one_direction(tiny: Callable[..., Model], s
     """From noise, drawings of all shapes differ alike; from each other, they differ in what they are."""
     x, y, names = samples.images, samples.labels, FAMILIES["shapes"]
     (noise,) = tcav(tiny("resnet"), x, y, names=names, layers=[LAST])
-    ((others,),) = relative(tiny("resnet"), x, y, [family(names, 70, 32, 0)], layers=[LAST])
+    ((others,),) = relative(tiny("resnet"), x, y, [drawn(names)], layers=[LAST])
     alike, apart = (cosines(found) for found in (noise, others))
     assert alike.min() > 0.9
     assert apart.mean() < 0.2
@@ -189,33 +214,51 @@ def test_photographs_are_the_classes_that_have_enough(folder: Path) -> None:
 
 def test_classes_of_photographs_are_concepts_told_from_the_others(folder: Path, batch: Batch) -> None:
     photos = photographs(f"folder:{folder}", preprocess=Preprocess(32, 32), least=50, most=70, seed=0)
-    ((found,),) = relative(wrap(ReadsColour(), 3), batch.images, batch.labels, [photos], layers=[LAST])
+    ((found,),) = relative(wrap(ReadsColour(), 3), batch.images, batch.labels, [deal(photos, 10)], layers=[LAST])
     assert found.names == ("any", "blue", "red", "random")
     assert (found.accuracy[1:3].mean(1) > 0.95).all()
     assert abs(found.accuracy[3].mean() - 0.5) < 0.1
     assert found.score[2, 0] == pytest.approx(1)  # red photographs, class red
     assert found.score[1, 2] == pytest.approx(1)
     assert not passed(found, "random").any()
-    with pytest.raises(InputError, match="concept any has 20 pictures beside 40; expected 50 of each at least"):
-        few = photographs(f"folder:{folder}", preprocess=Preprocess(32, 32), least=50, most=20, seed=0)
-        relative(wrap(ReadsColour(), 3), batch.images, batch.labels, [few], layers=[LAST])
+    few = photographs(f"folder:{folder}", preprocess=Preprocess(32, 32), least=50, most=20, seed=0)
+    with pytest.raises(InputError, match="run 1 has 2 pictures of concept any beside 4 others; expected 5 of both at least"):
+        relative(wrap(ReadsColour(), 3), batch.images, batch.labels, [deal(few, 10)], layers=[LAST])
+    with pytest.raises(InputError, match="there are 4 runs; expected 6 at least"):
+        relative(wrap(ReadsColour(), 3), batch.images, batch.labels, [deal(photos, 4)], layers=[LAST])
 
 
+def test_runs_of_a_family_share_no_picture() -> None:
+    runs = drawn(["red", "dots", "circle"], 4)
+    pictures = torch.cat([run.images for run in runs]).flatten(1)
+    assert len(pictures.unique(dim=0)) == len(pictures) == 120
+
+
+def test_photographs_are_dealt_evenly_and_none_twice(folder: Path) -> None:
+    photos = photographs(f"folder:{folder}", preprocess=Preprocess(32, 32), least=50, most=70, seed=0)
+    hands = deal(photos, 9)
+    assert [h.labels.bincount().tolist() for h in hands] == [[6, 6, 6]] * 9
+    assert len({name for h in hands for name in h.ids}) == 9 * 18
+    assert hands[3].classes == photos.classes
+
+
+@pytest.mark.usefixtures("seven")
 def test_photographs_join_the_drawn_concepts_in_the_table(folder: Path, batch: Batch) -> None:
     models = [wrap(ReadsColour(), 3)] * 2
-    drawn, both = (
+    alone, both = (
         named_concepts(models, batch, batch.labels, Sizes(tested=24, concepts=source), 64) for source in ("", f"folder:{folder}")
     )
     names = both[1]["concept"][1]  # type: ignore[index]
     assert names == [*DEFAULT, "any (photo)", "blue (photo)", "red (photo)"]
     assert len(DEFAULT) >= 24
-    for few, many in zip(drawn[0], both[0], strict=True):
+    for few, many in zip(alone[0], both[0], strict=True):
         assert few.control is not None and many.control is not None
         assert few.values.shape == few.control.shape and many.values.shape == many.control.shape
         assert few.unit == many.unit
         if few.unit == "concept":
             assert many.values.shape == (2, len(names))
-            assert np.array_equal(few.values, many.values[:, : len(DEFAULT)], equal_nan=True)
+            same = few.values == many.values[:, : len(DEFAULT)]
+            assert same.all() if few.measure.name.endswith("told_apart") else same.mean() > 0.8  # Holm's rule sees more tests
             assert len(set(many.control[0, len(DEFAULT) :])) == 1
             assert len(set(few.control[0, : len(COLOURS)])) == 1  # a control a family
     score = dict(zip(("dims", "values"), both[1]["concept_score"], strict=True))  # type: ignore[call-overload]
@@ -224,6 +267,7 @@ def test_photographs_join_the_drawn_concepts_in_the_table(folder: Path, batch: B
     assert not [name for name in both[1] if name.startswith("why_")]
 
 
+@pytest.mark.usefixtures("seven")
 def test_a_model_that_sees_nothing_says_why(batch: Batch) -> None:
     class Blind(nn.Module):
         def __init__(self) -> None:
@@ -242,7 +286,7 @@ def test_a_model_that_sees_nothing_says_why(batch: Batch) -> None:
 
 
 def test_fewer_than_twenty_images_are_refused(batch: Batch) -> None:
-    with pytest.raises(InputError, match="concepts came with 19 images; expected 20"):
+    with pytest.raises(InputError, match="19 images came; expected 20 at least"):
         named_concepts([wrap(ReadsColour(), 3)], batch, batch.labels, Sizes(tested=19), 64)
 
 
@@ -276,24 +320,23 @@ def test_random_sets_rarely_pass(tiny: Callable[..., Model], samples: Batch) -> 
 def test_values_are_per_image_and_do_not_depend_on_chunks(tiny: Callable[..., Model], samples: Batch) -> None:
     for arch in ("xcit", "mobilevit"):
         one, other = (
-            tcav(tiny(arch), samples.images, samples.labels, names=["red", "dots"], runs=3, pictures=4, chunk=c) for c in (64, 7)
+            tcav(tiny(arch), samples.images, samples.labels, names=["red", "dots"], runs=6, pictures=4, chunk=c) for c in (64, 7)
         )
         assert [f.layer for f in one] == [middle(tiny(arch)), LAST]
         for a, b in zip(one, other, strict=True):
             assert a.sensitivity.shape == (len(samples), 3)
             assert a.sensitivity == pytest.approx(b.sensitivity, abs=2e-3)
             assert np.abs(a.sensitivity).max() <= 1
-            assert {v.shape for v in a.values.values()} == {(len(samples),)}
 
 
 def test_scores_equal_captums(tiny: Callable[..., Model], samples: Batch) -> None:
     """The same classifier given to captum: its sign counts are our scores."""
     model, layer, n = tiny("resnet"), "layer1", 5
     labels = torch.arange(len(samples)) % 2
-    (found,) = tcav(model, samples.images, labels, names=["red", "dots"], layers=[layer], runs=3, pictures=n, alpha=1.1)
+    (found,) = tcav(model, samples.images, labels, names=["red", "dots"], layers=[layer], runs=6, pictures=n, alpha=1.1)
     for c, name in enumerate(("red", "dots")):
         for k in range(2):
-            theirs = [reference(model, layer, samples.images[labels == k], k, name, r, n) for r in range(3)]
+            theirs = [reference(model, layer, samples.images[labels == k], k, name, r, n) for r in range(6)]
             assert found.score[c, k] == pytest.approx(np.mean(theirs), abs=1e-6)
     assert ((found.score > 0) & (found.score < 1)).any()
 
@@ -309,8 +352,8 @@ def reference(model: Model, layer: str, x: Tensor, label: int, name: str, run: i
 
         def train_and_eval(self, dataloader: Any, **_: Any) -> dict[str, float]:
             rows, kinds = (torch.cat(v) for v in zip(*dataloader, strict=True))
-            self.normal, accuracy = concept_vector(rows[kinds == 0], rows[kinds == 1], slice(0, n))
-            return {"accs": accuracy}
+            self.normal, _ = concept_vector(rows[kinds == 0], rows[kinds == 1])
+            return {"accs": 1.0}
 
         def weights(self) -> Tensor:
             return torch.from_numpy(np.stack([self.normal, -self.normal]))
@@ -326,10 +369,7 @@ def reference(model: Model, layer: str, x: Tensor, label: int, name: str, run: i
         def forward(self, v: Tensor) -> Tensor:
             return log_odds(self.inner(v), torch.full((len(v),), label))
 
-    mine = slice(run * n, (run + 1) * n)
-    rest = [k for k in range(3 * n) if not mine.start <= k < mine.stop]  # so that the run's own pictures come first
-    sets = [concepts(what, 3 * n, 32, seed).images for what, seed in ((name, 1), ("random", 0))]
-    sets = [torch.cat([pictures[mine], pictures[rest]]) for pictures in sets]
+    sets = [concepts(what, n, 32, seed).images for what, seed in ((name, 2 * run + 1), ("random", 2 * run))]
     asked = [Concept(k, str(k), DataLoader(pictures, batch_size=64)) for k, pictures in enumerate(sets)]  # type: ignore[arg-type]
     at = f"inner.net.{layer}"
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -350,15 +390,100 @@ def test_log_odds_have_the_gradient_of_log_probabilities_direction() -> None:
 
 def test_a_vector_points_from_random_to_the_concept_and_is_judged_on_others() -> None:
     generator = torch.Generator().manual_seed(0)
-    positive, negative = (torch.randn(40, 6, generator=generator) + shift * torch.eye(6)[2] for shift in (8, 0))
-    vector, accuracy = concept_vector(positive, negative, slice(0, 10))
+    both = torch.cat([torch.randn(40, 6, generator=generator) + shift * torch.eye(6)[2] for shift in (8, 0)])
+    positive, negative = torch.arange(40), torch.arange(40, 80)
+    vector, threshold = concept_vector(both[positive[:10]], both[negative[:10]])
     assert np.linalg.norm(vector) == pytest.approx(1)
     assert vector[2] > 0.9
-    assert accuracy > 0.98
-    positive[10:] = negative[10:]  # the others cannot be told apart
-    assert concept_vector(positive, negative, slice(0, 10))[1] == 0.5
+    assert 2 < threshold < 6
+    along = both.double() @ torch.from_numpy(vector)
+    assert hits(along, threshold, positive[10:], negative[10:]) > 0.98
+    assert hits(along, threshold, negative[10:], positive[10:]) < 0.02
+    assert hits(along, threshold, positive, positive) == 0.5  # the others cannot be told apart
     same = torch.ones(4, 3)
-    assert np.isnan(concept_vector(same, same, slice(0, 2))[0]).all()
+    blind, at = concept_vector(same, same)
+    assert np.isnan(blind).all()
+    assert hits(same.double() @ torch.from_numpy(blind), at, torch.arange(2), torch.arange(2, 4)) == 0.5
+
+
+def test_the_boundary_is_where_the_regression_says_one_half() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(24, 5)) + 2 * np.repeat([1, 0], 12)[:, None] + 7
+    vector, threshold = concept_vector(torch.from_numpy(x[:12]), torch.from_numpy(x[12:]))
+    scale = np.sqrt(np.square(x - x.mean(0)).sum(1).mean())
+    theirs = LogisticRegression(C=1, tol=1e-10, max_iter=10000).fit((x - x.mean(0)) / scale, np.repeat([1, 0], 12))
+    assert np.array_equal(x @ vector > threshold, theirs.predict((x - x.mean(0)) / scale) == 1)
+    on = x.mean(0) + (threshold - x.mean(0) @ vector) * vector
+    assert theirs.predict_proba((on - x.mean(0))[None] / scale)[0, 1] == pytest.approx(0.5, abs=1e-5)
+
+
+def test_accuracy_above_chance_is_an_exact_test() -> None:
+    pairs = 6 * 5 // 2
+    assert above_chance(np.stack([np.full(pairs, 0.5), np.full(pairs, 0.6), np.full(pairs, 0.4)]), 6) == pytest.approx(
+        [1, 2**-5, 1]
+    )
+    assert above_chance(np.full((1, 13 * 6), 0.6), 13)[0] < 0.003
+    rng = np.random.default_rng(0)
+    one, other = np.triu_indices(8, 1)
+    noise = rng.normal(size=(2000, 8, 2))  # two hidden directions in which sets of pictures differ by chance
+    accuracy = 0.5 + 0.05 * np.einsum("npd,npd->np", noise[:, one], noise[:, other])
+    p = above_chance(accuracy, 8)
+    assert all(abs((p <= level).mean() - level) < 0.015 for level in (0.05, 0.25, 0.5))
+
+
+def test_pictures_are_fewer_where_they_are_large() -> None:
+    assert [pictures_of(size) for size in (32, 64, 96, 128, 224, 384)] == [40, 40, 17, 10, 7, 7]
+
+
+@pytest.mark.usefixtures("seven")
+def test_concepts_that_are_not_told_apart_have_no_score_and_no_part_in_the_mean(noisy: tuple[Tensor, Tensor]) -> None:
+    """A model that reads colour: of shapes in any colours it tells none, and its sensitivity is that to colours."""
+    x, labels = noisy
+    model, few = wrap(ReadsColour(), 3), Batch(x, labels)
+    columns, extras = named_concepts([model] * 2, few, labels, Sizes(tested=30), 64)
+    told = np.asarray(extras["concept_told"][1])  # type: ignore[index]
+    score = np.asarray(extras["concept_score"][1])  # type: ignore[index]
+    assert told.dtype == bool and told.shape == (2, len(DEFAULT))
+    assert told[0, : len(COLOURS)].all()
+    assert told[0, -6:].sum() <= 2  # each passes by chance once in twenty
+    assert np.isnan(score[~told]).all() and np.isfinite(score[told]).any()
+    sets = [drawn(names) for names in FAMILIES.values()]
+    every = [of for (of,) in relative(model, x, labels, sets, layers=[LAST])]
+    strength = np.concatenate([np.abs(of.sensitivity[:, :-1]) for of in every], 1)
+    assert columns[0].values[0] == pytest.approx(strength[:, told[0]].mean(1))
+    assert columns[0].beside is not None
+    assert columns[0].beside[0, 1] == pytest.approx(columns[0].values[0])
+
+
+def test_two_models_are_compared_on_what_both_tell_apart() -> None:
+    from interp.attributes.groups import _sensitivity
+
+    strength = np.array([[[0.1, 0.4, 0.9]], [[0.2, 0.6, np.nan]]])
+    told = np.array([[True, True, False], [False, True, False]])
+    column = _sensitivity(MEASURES[1], strength, strength / 2, told)
+    assert column.values.ravel() == pytest.approx([0.25, 0.6])
+    assert column.control is not None
+    assert column.control.ravel() == pytest.approx([0.125, 0.3])
+    assert column.difference(0, 1) == pytest.approx([0.2])  # of the second alone
+    none = _sensitivity(MEASURES[1], strength, strength, np.zeros((2, 3), bool))
+    assert np.isnan(none.values).all() and np.isnan(none.difference(0, 1)).all()
+
+
+def test_p_values_are_corrected_over_all_sets_layers_and_classes(tiny: Callable[..., Model], samples: Batch) -> None:
+    from interp.attributes.concepts import _p_value
+    from interp.stats import holm
+
+    model, x, y = tiny("xcit"), samples.images, samples.labels
+    every = relative(model, x, y, [drawn(["red", "green"], 6), drawn(["dots", "checks"], 6)])
+    flat = [of for sets in every for of in sets]
+    assert [of.layer for of in flat] == [middle(model), LAST] * 2
+    raw = []
+    for of in flat:
+        gradient = odds_gradients(model, x, y, [of.layer], 64)[of.layer]
+        cosines = np.einsum("nd,crd->ncr", (gradient / gradient.norm(dim=1, keepdim=True)).numpy(), of.vectors)
+        raw += [_p_value(cosines[y.numpy() == k].mean(0)) for k in y.unique().tolist()]
+    corrected = holm(np.concatenate(raw))
+    assert np.concatenate([of.p.T[np.isfinite(of.p[0])].ravel() for of in flat]) == pytest.approx(corrected, rel=1e-3, abs=1e-6)
 
 
 def test_the_t_test_is_what_it_is_called() -> None:
@@ -374,12 +499,13 @@ def test_wrong_input_is_named_and_no_hook_is_left(tiny: Callable[..., Model], sa
     for wrong, match in (
         ({"names": ["gold"]}, "is no concept"),
         ({"names": []}, "is no concept"),
-        ({"runs": 2}, "at least 3 runs"),
+        ({"runs": 5}, "there are 5 runs; expected 6 at least"),
+        ({"pictures": 1}, "a vector needs 2"),
         ({"layers": ["blocks.9"]}, "no layer is at"),
         ({"layers": ["pos_embed.token_projection"]}, "one entry per image"),
     ):
         with pytest.raises(InputError, match=match):
-            tcav(model, x, y, **({"pictures": 2, "runs": 3} | wrong))  # type: ignore[arg-type]
+            tcav(model, x, y, **({"pictures": 2, "runs": 6} | wrong))  # type: ignore[arg-type]
     for wrong_labels in (lambda: tcav(model, x, y + 10), lambda: relative(model, x, y + 10, [])):
         with pytest.raises(InputError, match="one class each"):
             wrong_labels()

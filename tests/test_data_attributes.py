@@ -15,7 +15,7 @@ TABLES = ["cifar10", "imagenette"]
 
 
 def test_the_tables_lie_beside_their_reader() -> None:
-    assert list(tables()) == TABLES and tables()["cifar10"]["classes"] == list(CIFAR10)
+    assert list(tables()) == [*TABLES, "awa2"] and tables()["cifar10"]["classes"] == list(CIFAR10)
     assert all(set(table) == {"classes", "attributes"} for table in tables().values())
 
 
@@ -35,7 +35,7 @@ def test_every_attribute_splits_the_classes_and_no_two_alike(name: str) -> None:
 
 @pytest.mark.parametrize("name", TABLES)
 def test_no_class_of_a_table_is_in_another(name: str) -> None:
-    others = {c for key, table in tables().items() if key != name for c in table["classes"]}
+    others = {c for key in TABLES if key != name for c in tables()[key]["classes"]}
     assert not others & set(tables()[name]["classes"])
 
 
@@ -119,6 +119,30 @@ def test_a_file_of_ones_own_is_read_by_name(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(InputError, match=match):
             attributes(("cat", "dog"), source=str(path))
+
+
+def test_the_bundled_animals_have_the_published_attributes_where_breeds_agree() -> None:
+    """Facts of the matrix of Animals with Attributes 2: 85 predicates, the first of them colours, the last `domestic`."""
+    names, has, known = attributes(CIFAR10, source="awa2")
+    assert len(names) == 85 and names[:3] == ("black", "white", "blue") and names[-1] == "domestic"
+    assert [c for c, of in zip(CIFAR10, known.T.tolist(), strict=True) if any(of)] == ["cat", "deer", "dog", "horse"]
+    deer, horse, cat, dog = (
+        {n for n, h, k in zip(names, has[:, c], known[:, c], strict=True) if h and k}
+        for c in map(CIFAR10.index, ("deer", "horse", "cat", "dog"))
+    )
+    assert len(deer) == 33 and len(horse) == 34  # sums of the published rows
+    assert {"hooves", "horns", "timid"} <= deer and {"hooves", "domestic"} <= horse and "horns" not in horse
+    assert {"paws", "tail", "domestic"} <= cat & dog and not {"hooves", "horns"} & (cat | dog)
+    size, cat_known = names.index("small"), int(known[:, CIFAR10.index("cat")].sum())
+    assert known[size, CIFAR10.index("cat")] and not known[size, CIFAR10.index("dog")]  # a Chihuahua is, a German shepherd not
+    assert attributes(("deer", "horse")).names == attributes(CIFAR10).names != attributes(("lion", "ox")).names == names
+    imagenet = (
+        "n02106662 German shepherd, German shepherd dog, alsatian",
+        "n02124075 Egyptian cat",
+        "n01443537 goldfish, Carassius",
+    )
+    _, has, known = attributes(imagenet, source="awa2")
+    assert known.sum(0).tolist() == [85, cat_known, 0] and 60 < cat_known < 85
 
 
 def test_tables_that_do_not_fit_are_refused(animals: Path) -> None:

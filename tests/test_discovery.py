@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from interp.attributes.discovery import (
-    best_matches,
-    concepts_needed,
-    crops,
-    discover,
-    linear_cka,
-    parted,
-    shared,
-    spatial,
-    strongest,
-)
+from interp.attributes.discovery import Needed, crops, discover, parted, spatial, strongest
+from interp.attributes.discovery import concepts_needed as needed
 from interp.attributes.groups import Sizes, found_concepts
+from interp.attributes.matching import shared
 from interp.models.model import Model
 from interp.models.randomise import fully_randomised
 from interp.types import Batch, Card, InputError, Preprocess
@@ -62,9 +55,14 @@ def marks() -> tuple[Model, Tensor, np.ndarray]:
 PLACES = np.arange(400) // 4
 
 
+def concepts_needed(matrix: np.ndarray, **wanted: Any) -> Needed:
+    """Of 100 images with four places each."""
+    return needed(matrix, PLACES, images=100, **wanted)
+
+
 @pytest.mark.parametrize("k", [1, 3, 7])
 def test_k_planted_parts_need_k_concepts(k: int) -> None:
-    found = concepts_needed(planted(k), PLACES, share=0.999)
+    found = concepts_needed(planted(k), share=0.999)
     assert (found.low, found.k, found.high) == (k, k, k)
     assert found.least <= k
     assert max(found.tried.values()) <= 1 + 1e-9
@@ -75,7 +73,7 @@ def test_k_planted_parts_need_k_concepts(k: int) -> None:
 def test_all_features_are_enough_whatever_the_share(share: float) -> None:
     """As many parts as channels: each channel is one."""
     matrix = np.random.default_rng(0).exponential(size=(400, 30))
-    found = concepts_needed(matrix, PLACES, share=share)
+    found = concepts_needed(matrix, share=share)
     assert found.least <= found.low <= found.k <= found.high <= 30
     assert list(found.tried.values()) == sorted(found.tried.values())
 
@@ -86,7 +84,7 @@ def test_growing_does_about_as_well_as_scikit_learn() -> None:
 
     rng = np.random.default_rng(0)
     matrix = (rng.normal(size=(400, 64)) @ rng.normal(size=(64, 64))).clip(0)
-    found = concepts_needed(matrix, PLACES, share=0.9)
+    found = concepts_needed(matrix, share=0.9)
     k = int(found.k)
     theirs = NMF(k, init="nndsvda", random_state=0, max_iter=300, tol=1e-4).fit(matrix).reconstruction_err_ ** 2
     assert 1 - theirs / np.square(matrix - matrix.mean(0)).sum() < 0.9 + 0.02
@@ -96,38 +94,59 @@ def test_growing_does_about_as_well_as_scikit_learn() -> None:
 def test_shuffled_channels_need_more_concepts_than_planted_ones() -> None:
     matrix = planted(4)
     shuffled = np.random.default_rng(1).permuted(matrix, axis=0)
-    assert concepts_needed(matrix, PLACES, most=16).k <= 4
-    assert concepts_needed(shuffled, PLACES, most=16).k > 8
+    assert concepts_needed(matrix, most=16).k <= 4
+    assert concepts_needed(shuffled, most=16).k > 8
 
 
 def test_the_interval_grows_with_how_much_images_differ() -> None:
     """Every tenth image is ten times as strong, so that few images decide."""
     parts = planted(40, places=400, each=2)
-    same = concepts_needed(parts, PLACES, share=0.9)
+    same = concepts_needed(parts, share=0.9)
     uneven = parts * np.where(PLACES % 10 == 0, 10, 1)[:, None]
-    found = concepts_needed(uneven, PLACES, share=0.9)
+    found = concepts_needed(uneven, share=0.9)
     assert found.high - found.low > same.high - same.low > 0
     assert found.low <= found.k <= found.high
 
 
-def test_crossings_lie_on_the_line_between_and_are_rounded_up() -> None:
-    from interp.attributes.discovery import _crossings
+def test_the_values_of_images_have_the_number_for_their_mean_and_its_spread_for_theirs() -> None:
+    """The crossing of resampled images, computed anew each time, beside the bootstrap of one value per image."""
+    from interp.attributes.discovery import _crossing
 
-    explained = np.array([[0.5, 0.7, 0.95], [0.9, 0.95, 0.99], [0.1, 0.2, 0.3], [0.8, 0.9, 0.95]])
-    assert _crossings(np.array([10, 20, 40]), explained, 0.9).tolist() == [36, 10, np.inf, 20]
+    rng = np.random.default_rng(0)
+    spread = rng.gamma(2, size=200)
+    few, many = spread * rng.uniform(0.1, 0.25, 200), spread * rng.uniform(0.02, 0.1, 200)
+    values = _crossing([40, 44], [few, many], spread, 0.9)
+    assert values.mean() == pytest.approx(40 + 4 * (0.9 - (1 - few.sum() / spread.sum())) / ((few - many).sum() / spread.sum()))
+    drawn = rng.integers(0, 200, (2000, 200))
+    anew = [_crossing([40, 44], [few[d], many[d]], spread[d], 0.9).mean() for d in drawn]
+    assert values.std() / np.sqrt(200) == pytest.approx(np.std(anew), rel=0.05)
+    assert np.corrcoef(values[drawn].mean(1), anew)[0, 1] > 0.99
+    assert (_crossing([7], [many], spread, 0.9) == 7).all()
+
+
+def test_images_of_which_no_place_was_drawn_have_no_influence() -> None:
+    found = needed(planted(20), PLACES, images=130)
+    assert found.values.shape == (130,)
+    assert np.ptp(found.values[100:]) == 0
+    assert found.values.mean() == pytest.approx(concepts_needed(planted(20)).values.mean())
+    assert found.k == np.ceil(found.values.mean())
 
 
 def test_a_search_that_ends_below_the_share_says_so() -> None:
-    found = concepts_needed(planted(8), PLACES, share=0.999, most=4)
+    found = concepts_needed(planted(8), share=0.999, most=4)
     assert np.isnan([found.k, found.low, found.high]).all()
     assert found.least > 4
     assert found.tried == {}  # singular vectors alone rule it out
     assert found.why == f"more than 4 concepts: at least {found.least}, by singular vectors"
+    assert (found.bound == found.least).all() and found.bound.shape == (100,)
     noise = np.random.default_rng(0).exponential(size=(400, 30))
-    least = concepts_needed(noise, PLACES).least
-    found = concepts_needed(noise, PLACES, most=least)
+    least = concepts_needed(noise).least
+    found = concepts_needed(noise, most=least)
     assert np.isnan(found.k)
     assert found.why == f"more than {least} concepts, which explain {found.tried[least]:.0%}"
+    assert (found.bound == least + 1).all()
+    known = concepts_needed(planted(3))
+    assert np.array_equal(known.bound, known.values)
 
 
 def test_planted_colours_are_found_where_they_are(marks: tuple[Model, Tensor, np.ndarray]) -> None:
@@ -164,7 +183,8 @@ def test_every_family_gives_places_also_with_random_parameters(family: str, tiny
         assert f.by_image.shape == (len(samples), 3)
         assert (f.activations >= 0).all()
         assert f.explained.shape == (len(samples),)
-    cka, match = shared(found)
+    cka, match = shared([f.features for f in found], [f.by_image for f in found])
+    cka = cka.mean(2)
     assert np.diag(cka) == pytest.approx([1, 1])
     assert np.diag(match) == pytest.approx([1, 1])
     assert cka[0, 1] < 0.99
@@ -195,50 +215,32 @@ def test_strongest_places_are_one_per_image_in_order() -> None:
     assert strongest(activations, 2).tolist() == [[[2, 0, 1], [0, 1, 0]]]
 
 
-def test_cka_ignores_rotation_and_scale_and_is_the_papers() -> None:
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(20, 5)), rng.normal(size=(20, 8))
-    turn = np.linalg.qr(rng.normal(size=(5, 5)))[0]
-    for unbiased in (True, False):
-        assert linear_cka(x, 3 * x @ turn + 7, unbiased=unbiased) == pytest.approx(1)
-    a, b = x - x.mean(0), y - y.mean(0)
-    formula = np.linalg.norm(b.T @ a) ** 2 / (np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b))
-    assert linear_cka(x, y, unbiased=False) == pytest.approx(formula)
-
-
-def test_unbiased_cka_of_unrelated_features_is_near_zero_and_the_plain_one_is_not() -> None:
-    rng = np.random.default_rng(0)
-    draws = [(rng.normal(size=(30, 200)), rng.normal(size=(30, 200))) for _ in range(20)]
-    assert abs(np.mean([linear_cka(*d) for d in draws])) < 0.02
-    assert np.mean([linear_cka(*d, unbiased=False) for d in draws]) > 0.7
-
-
-def test_best_matches_find_a_permuted_concept() -> None:
-    rng = np.random.default_rng(0)
-    a = rng.random((50, 4))
-    assert best_matches(a, 2 * a[:, [2, 0, 3, 1]] + 1) == pytest.approx(np.ones(4))
-    assert best_matches(a, rng.random((50, 4))).max() < 0.6
-    a[:, 1] = 5
-    assert np.isnan(best_matches(a, a)).tolist() == [False, True, False, False]
-
-
 def test_images_in_another_order_share_nothing(marks: tuple[Model, Tensor, np.ndarray]) -> None:
     model, x, _ = marks
-    found = [discover(model, x, layer="twice", k=3)] * 2
-    cka, match = shared(found, seed=1)
-    assert np.abs(cka).max() < 0.3
+    found = discover(model, x, layer="twice", k=3)
+    cka, match = shared([found.features] * 2, [found.by_image] * 2, seed=1)
+    assert np.abs(cka.mean(2)).max() < 0.3
     assert match.max() < 0.7
 
 
 def test_the_table_gets_the_number_of_concepts_with_its_interval(tiny: Callable[..., Model], samples: Batch) -> None:
     models = [tiny("resnet"), fully_randomised(tiny("resnet"))]
     columns, extras = found_concepts(models, samples, samples.labels, Sizes(factorised=20), 64)
-    assert [c.values.shape for c in columns] == [(2, 20)]
+    assert [c.values.shape for c in columns] == [(2, 20)] * 3
+    assert [c.measure.name for c in columns] == ["discovery_concepts_needed", "discovery_explained", "discovery_shared"]
+    counts = np.asarray(extras["concepts_needed"][1])  # type: ignore[index]
+    assert np.array_equal(np.ceil(columns[0].values.mean(1)), counts, equal_nan=True)
     for name in ("concepts_needed", "concepts_needed_shuffled"):
         k, low, high = (np.asarray(extras[f"{name}{end}"][1]) for end in ("", "_low", "_high"))  # type: ignore[index]
         reasons = extras.get(f"why_{name}", ("model", ["", ""]))[1]  # type: ignore[index]
         assert [np.isnan(v) for v in k] == [bool(reason) for reason in reasons]
         assert all(a <= b <= c for a, b, c in zip(low, k, high, strict=True) if np.isfinite(b))
+
+
+@pytest.mark.parametrize(("n", "said"), [(1, "1 image came;"), (3, "3 images came;")])
+def test_too_few_images_are_refused(n: int, said: str, tiny: Callable[..., Model], samples: Batch) -> None:
+    with pytest.raises(InputError, match=f"{said} expected 5 at least, to leave one out: raise n"):
+        found_concepts([tiny("resnet")], samples[:n], samples.labels[:n], Sizes(), 64)
 
 
 def test_wrong_input_is_named(marks: tuple[Model, Tensor, np.ndarray]) -> None:
@@ -249,9 +251,5 @@ def test_wrong_input_is_named(marks: tuple[Model, Tensor, np.ndarray]) -> None:
         discover(model, x, layer="twice", k=7)
     with pytest.raises(InputError, match="same features at all places"):
         discover(model, torch.zeros(4, 3, 16, 16), layer="twice", k=1)
-    with pytest.raises(InputError, match="4 at least"):
-        linear_cka(np.ones((3, 2)), np.ones((3, 2)))
-    with pytest.raises(InputError, match="expected the same"):
-        best_matches(np.ones((3, 2)), np.ones((4, 2)))
     with pytest.raises(InputError, match="pixels a side"):
         crops(x, discover(model, x, layer="twice", k=2), size=17)

@@ -106,7 +106,7 @@ def breaks(i: Import) -> bool:
     if i.who == "interp":
         return False
     if a == "attributes" == b:
-        return i.who not in ("attributes.compare", "attributes.gather", "attributes.groups")
+        return i.who not in ("attributes.compare", "attributes.gather", "attributes.groups", "attributes.panel")
     if a == b or (i.when == "call" and (a, b) in LAZY):
         return False
     if a in SIDE:

@@ -12,10 +12,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import interp
+from interp.data.labels import CIFAR10
 from interp.loading.detect import mismatch, num_classes
 from interp.loading.read import read, sha256_of
 from interp.models.build import build
-from interp.models.load import by_name, check_labels, shipped
+from interp.models.load import by_name, check_labels, named_apart, shipped
 from interp.models.model import Model
 from interp.models.normalise import NORMALISERS
 from interp.types import Batch, Card, InputError, Preprocess
@@ -283,6 +284,26 @@ def test_images_of_some_of_a_models_classes_take_their_places(samples: Batch) ->
         other = Batch(x, torch.tensor([1, 0, 0, 1]), classes=classes)
         assert by_name(other, names) is other
     assert by_name(samples, ()) is samples
+
+
+def test_shipped_models_judge_where_two_models_have_no_judge_of_another_architecture(checkpoints: Path, tiny: Make) -> None:
+    """Here two XCiTs are shipped: they judge others of CIFAR-10's classes, neither XCiTs nor models of three architectures."""
+    xcit, resnet, mobilevit = (tiny(family, labels=CIFAR10) for family in ("xcit", "resnet", "mobilevit"))
+    asked = {"resnet": [resnet], "two": [resnet, mobilevit], "xcit": [xcit], "three": [xcit, resnet, mobilevit]}
+    found = {name: [judge.card.id for judge in interp.independent_judges(models)] for name, models in asked.items()}
+    assert found == {"resnet": ["tiny_standard", "tiny_linf"], "two": ["tiny_standard", "tiny_linf"], "xcit": [], "three": []}
+    assert interp.independent_judges([tiny("resnet", labels=tuple("abcdefghij"))]) == []
+
+
+def test_models_of_one_id_are_named_by_their_folders(tiny: Make, tmp_path: Path) -> None:
+    paths = [tmp_path / run / "best.pt" for run in ("one", "two")]
+    for path in paths:
+        path.parent.mkdir()
+        path.touch()
+    named = named_apart([tiny("xcit", id="best"), tiny("xcit", id="best", seed=1)], [str(p) for p in paths])
+    assert [model.card.id for model in named] == ["one_best", "two_best"]
+    with pytest.raises(InputError, match=r"^best is given twice"):
+        named_apart([tiny("xcit", id="best")] * 2, [str(paths[0])] * 2)
 
 
 def test_an_id_is_named_once_however_many_entries_have_it(checkpoints: Path) -> None:

@@ -89,7 +89,7 @@ def test_the_last_cell_of_pvts_queries_is_the_last_row_of_its_matrix() -> None:
         y, x = divmod(query, 16)
         maps = read(model, batch.images, method="raw", how=How(first.name, query=(4 * y + 1, 4 * x + 2)))
         assert torch.allclose(maps.maps.flatten(1), first.weights[:, :, query].mean(1), atol=1e-6)
-        assert f"position ({y}, {x}) of (16, 16) to keys on (2, 2)" in maps.how
+        assert f"row {y + 1}, column {x + 1} of 16 × 16 to keys on 2 × 2" in maps.how
 
 
 @pytest.mark.parametrize("name", ["nest", "maxvit", "gcvit", "tinyvit", "davit"])

@@ -137,7 +137,7 @@ def test_a_query_asks_for_its_own_row(tiny_models: list[Model], samples: Batch) 
     assert {c.stage for c in last_stage(recorder.layers)} == {recorder.layers[-1].stage}
     one, other = (read(mobilevit, x, method="raw", how=How(query=q)) for q in ((0, 0), (0, 31)))
     assert torch.allclose(one.maps.sum((1, 2)), torch.ones(2), atol=1e-5)
-    assert not torch.equal(one.maps, other.maps) and "position (0, 0)" in one.how
+    assert not torch.equal(one.maps, other.maps) and "row 1, column 1" in one.how
     with pytest.raises(InputError, match="outside the image"):
         read(mobilevit, x, method="raw", how=How(query=(0, 32)))
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import interp
+from interp.attributes.groups import Sizes, shape_or_texture
 from interp.attributes.shape import (
     MEASURES,
     control,
@@ -37,9 +38,11 @@ from interp.data.synthetic import cue_conflicts, shapes
 from interp.data.transforms import band_limited
 from interp.models.model import Model
 from interp.models.randomise import fully_randomised
+from interp.stats import bootstrap
 from interp.types import Batch, Card, Preprocess
 
 CUTOFFS = ladder(32)
+CUES = ("cue_bias", "cue_decided", "cue_consistent", "cue_silhouette")
 
 
 def wrap(net: nn.Module, labels: tuple[str, ...] = SHAPES) -> Model:
@@ -185,7 +188,7 @@ def test_a_low_pass_model_loses_nothing_under_low_pass_and_all_under_high_pass()
         if at >= limit:
             assert rights[f"low_{k}"].mean() == 1
             assert rights[f"high_{k}"].mean() < 0.35  # it sees nothing: one constant answer
-    found, _ = cutoff(rights, CUTOFFS, chance=1 / 8)
+    found = bootstrap(cutoff(rights, CUTOFFS, chance=1 / 8))
     assert found.low <= found.mean <= found.high <= limit
     assert np.nanmean(kept(rights)["low_pass"]) > np.nanmean(kept(rights)["high_pass"])
 
@@ -197,7 +200,7 @@ def test_a_high_pass_model_is_the_reverse() -> None:
     rights = right(decisions(model, batch), batch.labels)
     assert all(rights[f"high_{k}"].mean() == 1 for k in (1, 2, 3))
     assert all(rights[f"low_{k}"].mean() < 0.35 for k in (0, 1, 2, 3))
-    assert cutoff(rights, CUTOFFS, chance=1 / 8)[0].low > limit
+    assert bootstrap(cutoff(rights, CUTOFFS, chance=1 / 8)).low > limit
 
 
 def test_with_other_labels_all_is_at_chance() -> None:
@@ -260,21 +263,39 @@ def test_the_cutoff_of_known_curves(low: tuple[float, ...], clean: float, found:
     assert both == pytest.approx(np.array([found, np.nan]), nan_ok=True)
 
 
-def test_the_cutoff_s_bootstrap_pairs_models_and_narrows_with_n() -> None:
-    rng = np.random.default_rng(0)
+def falling(n: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """n images, each of which needs frequencies up to its own; a tenth is wrong anyway."""
+    ease, wrong = rng.random(n), rng.random(n) < 0.1
+    rows = {f"low_{k}": (ease < c) & ~wrong for k, c in enumerate((0.1, 0.3, 0.5, 0.7))} | {"clean": ~wrong}
+    return {name: row.astype(float) for name, row in rows.items()}
 
-    def rights(n: int) -> dict[str, np.ndarray]:
-        ease = rng.random(n)
-        return {f"low_{k}": (ease < c).astype(float) for k, c in enumerate((0.1, 0.3, 0.5, 0.7))} | {"clean": np.ones(n)}
 
-    few, many = rights(50), rights(1000)
-    cutoffs = (0.1, 0.2, 0.3, 0.4)
-    (wide, values), (narrow, _) = cutoff(few, cutoffs, chance=0.1), cutoff(many, cutoffs, chance=0.1)
+def test_the_cutoff_s_values_of_images_have_it_for_their_mean_and_its_spread_for_theirs() -> None:
+    rng, cutoffs = np.random.default_rng(0), (0.1, 0.2, 0.3, 0.4)
+    few, many = (cutoff(falling(n, rng), cutoffs, chance=0.1) for n in (50, 1000))
+    (_, low, high), narrow = bootstrap(few), bootstrap(many)
     assert narrow.low < 0.3 < narrow.high
-    assert narrow.high - narrow.low < (wide.high - wide.low) / 2
-    assert np.array_equal(values, cutoff(few, cutoffs, chance=0.1)[1])
-    undefined, _ = cutoff(few | {"clean": np.zeros(50)}, cutoffs, chance=0.1)
-    assert all(map(math.isnan, undefined))
+    assert narrow.high - narrow.low < (high - low) / 2
+    rights = falling(400, rng)
+    values = cutoff(rights, cutoffs, chance=0.1)
+    means = np.array([rights[f"low_{k}"].mean() for k in range(4)])
+    assert values.mean() == pytest.approx(float(half(means, rights["clean"].mean(), cutoffs, chance=0.1)))
+    drawn = rng.integers(0, 400, (1000, 400))
+    anew = [cutoff({name: row[d] for name, row in rights.items()}, cutoffs, chance=0.1).mean() for d in drawn]
+    assert np.corrcoef(values[drawn].mean(1), anew)[0, 1] > 0.98
+    assert values.std() / 20 == pytest.approx(np.std(anew), rel=0.15)
+    assert np.isnan(cutoff(rights | {"clean": np.zeros(400)}, cutoffs, chance=0.1)).all()
+    assert (cutoff({name: np.ones(400) for name in rights}, cutoffs, chance=0.1) == 0.1).all()
+
+
+def test_the_cutoff_is_a_row_of_the_table_with_a_control_that_is_later() -> None:
+    batch, _ = seen()
+    columns, extras = shape_or_texture([templates()], batch, batch.labels, Sizes(), 64)
+    (column,) = [c for c in columns if c.measure.name == "shape_cutoff"]
+    assert column.control is not None
+    assert column.values.shape == column.control.shape == (1, len(batch))
+    assert column.values.mean() < column.control.mean()
+    assert not [name for name in extras if name.startswith("shape_cutoff")]
 
 
 def test_shape_bias_counts_decisions_for_either_cue() -> None:
@@ -331,17 +352,19 @@ def test_own_decisions_of_a_model_of_outlines_are_for_the_shape() -> None:
 def test_drawn_cues_tell_a_model_of_outlines_from_a_bag_of_local_features() -> None:
     outlines, bag = drawn_cues(templates()), drawn_cues(wrap(Bag()))
     for rows in (outlines, bag):
-        assert {k: v.shape for k, v in rows.items()} == dict.fromkeys(("cue_bias", "cue_decided", "cue_consistent"), (224,))
+        assert {k: v.shape for k, v in rows.items()} == dict.fromkeys(CUES, (224,))
         assert rows["cue_consistent"].mean() > 0.5
         assert rows["cue_decided"].mean() > 0.5
         assert np.array_equal(np.isnan(rows["cue_bias"]), rows["cue_decided"] == 0)
     assert np.nanmean(outlines["cue_bias"]) > 0.9
     assert np.nanmean(bag["cue_bias"]) < 0.15
+    assert outlines["cue_silhouette"].mean() == pytest.approx(outlines["cue_consistent"].mean(), abs=0.05)  # it sees no texture
+    assert bag["cue_silhouette"].mean() < 0.2
 
 
 def test_a_model_that_sees_one_corner_has_no_bias_and_the_reason_is_told() -> None:
     rows = drawn_cues(wrap(Corner()), train=4, test=2)
-    assert np.isnan(rows["cue_bias"]).all()
+    assert np.isnan(rows["cue_bias"]).all() and np.isnan(rows["cue_silhouette"]).all()
     assert abs(rows["cue_consistent"].mean()) < 0.15
     assert rows["cue_decided"].mean() == pytest.approx(0.25, abs=0.15)
     assert "expected an interval above 0.2" in unread(rows["cue_consistent"])

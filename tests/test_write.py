@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from interp.attributes.write import FATES, Probes, balanced, fit, flips, moved, why, written
+from interp.attributes.write import FATES, Probes, balanced, fit, flips, more, moved, why, written
 from interp.data.attributes import Table
 from interp.models.model import Model
 from interp.types import Card, InputError, Preprocess
@@ -249,3 +249,19 @@ def test_wrong_input_is_named(data: tuple[Tensor, Tensor], judge: Model, probes:
         moved([probes], x[:1], labels[:1], rows=[200])
     with pytest.raises(InputError, match="fit all judges on the same"):
         moved([probes, dataclasses.replace(probes, labels=labels.flip(0))], x, labels)
+
+
+def test_what_robust_models_write_more_of_is_found_and_chance_is_not() -> None:
+    """Of 30 attributes one is moved further, one as far as the twin moves it, one against what is due; the rest are noise."""
+    rng = np.random.default_rng(0)
+    had, will = np.zeros((60, 30), bool), np.zeros((60, 30), bool)
+    will[:, :15], had[:, 15:] = True, True  # the first are due to appear, the others to vanish
+    change = 0.3 * rng.standard_normal((3, 60, 30))  # standard, robust, a third of no pair
+    change[1, :, 0] += 0.5
+    change[:2, :, 1] += 0.5
+    change[1, :, 2] -= 0.5
+    change[1, :, 16] -= 0.5
+    found = more(change, had, will, [(0, 1)])
+    assert np.argwhere(found).tolist() == [[1, 0, 0], [1, 16, 1]]
+    assert not more(change[:, :19], had[:19], will[:19], [(0, 1)]).any()  # of fewer than 20 images nothing is said
+    assert not more(change, had, will, []).any()

@@ -73,11 +73,11 @@ class Geometry:
         return torch.where(real, 1 / times[self.places.clamp_min(0)], 0)
 
     def at(self, y: int, x: int, image: Grid) -> Grid:
-        """The position of the queries' grid under the pixel (y, x) of an image of rows × columns."""
+        """The position of the queries' grid under the middle of the pixel (y, x) of an image of rows × columns."""
         if not (0 <= y < image[0] and 0 <= x < image[1]):
             raise InputError(f"pixel ({y}, {x}) is outside the image; expected 0 ≤ y < {image[0]} and 0 ≤ x < {image[1]}")
         size = self.queries.size
-        return y * size[0] // image[0], x * size[1] // image[1]
+        return (2 * y + 1) * size[0] // (2 * image[0]), (2 * x + 1) * size[1] // (2 * image[1])
 
     def with_prefix(self, tokens: int, *, class_token: bool) -> Geometry:
         """This grid for a layer of so many tokens in all: those beyond the positions come first."""

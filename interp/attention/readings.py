@@ -119,8 +119,8 @@ def _unbounded(layer: Captured, query: Query | None, image: tuple[int, int]) -> 
     if query is not None:
         _check_asked(layer)
         y, x = layer.geometry.at(*query, image)
-        words = f"attention of position ({y}, {x}) of {layer.geometry.queries.size}"
-        keys = "" if layer.geometry.one_grid else f" to keys on {layer.geometry.size}"
+        words = f"attention of the patch in row {y + 1}, column {x + 1} of {_times(layer.geometry.queries.size)}"
+        keys = "" if layer.geometry.one_grid else f" to keys on {_times(layer.geometry.size)}"
         return query_map(layer.weights, layer.geometry, y=y, x=x), f"{words}{keys}{_ASKED.get(layer.kind, '')}"
     if layer.kind == "latent":
         return received_map(layer.weights, layer.geometry), f"attention from {ONE['latent']} to the patches"
@@ -129,6 +129,10 @@ def _unbounded(layer: Captured, query: Query | None, image: tuple[int, int]) -> 
     if layer.kind == "context":
         return received_map(layer.weights, layer.geometry), "context scores, one for each position"
     return received_map(layer.weights, layer.geometry), "attention received, mean over queries"
+
+
+def _times(size: tuple[int, int]) -> str:
+    return f"{size[0]} × {size[1]}"
 
 
 def _of_heads(head: str | int) -> str:

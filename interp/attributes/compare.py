@@ -15,11 +15,12 @@ import torch
 
 from interp.attacks.pgd import PGD
 from interp.attributes import aligned, appearance, classify, edges, write
-from interp.attributes.gather import Plan, Seen, gather, sweep
+from interp.attributes.gather import Plan, Seen, gather
 from interp.attributes.groups import OWN, Sizes
+from interp.attributes.panel import sweep
 from interp.attributes.table import Column, tabulate
 from interp.models.load import check_labels
-from interp.models.model import Model, model_coords
+from interp.models.model import Model, check_apart, model_coords, twins
 from interp.result import Measure, Result
 from interp.types import Batch, InputError, Labels
 
@@ -33,6 +34,7 @@ PER_IMAGE: Mapping[str, tuple[Measure, ...]] = {
     "written": write.MEASURES,
 }
 GROUPS = (*PER_IMAGE, *OWN)
+JUDGED = ("perturbation", "written", "pictures")  # what other models read
 QUICK = ("perturbation", "appearance", "alignment")
 
 
@@ -41,17 +43,19 @@ class Compare:
     """attack: the targeted perturbation. away: the untargeted attack whose gradients are added up.
 
     groups: names of GROUPS. sweep: further ε of the perturbations' readings, on the first `swept` images, with half the steps.
-    sizes: how many images and pictures the groups with their own take. examples: images of which pictures are kept. chunk: images
-    at a time.
+    sizes: how many images and pictures the groups with their own take. examples: images of which pictures are kept. judges: who
+    reads perturbations and pictures beside the models, and is not compared; without them twins alone have no judge of another
+    architecture, nor have two architectures one in common (see `interp.independent_judges`). chunk: images at a time.
     """
 
     attack: PGD = PGD(32 / 255, steps=10, targeted=True)
     away: PGD = PGD(8 / 255, steps=10)
     groups: tuple[str, ...] = GROUPS
     sweep: tuple[float, ...] = (8 / 255, 128 / 255, 1.0)
-    swept: int = 20
+    swept: int = 60
     sizes: Sizes = Sizes()
     examples: int = 6
+    judges: tuple[Model, ...] = field(default=(), metadata={"later": True})
     chunk: int = field(default=64, metadata={"cost": True})
 
     def __post_init__(self) -> None:
@@ -71,18 +75,23 @@ def compare(models: Sequence[Model], batch: Batch, params: Compare = Compare()) 
     """Measure every model on the batch, each beside its control, and compare the models in pairs.
 
     Measures over model: those of each group, see `table.tabulate` for what stands beside each; attribute `group` says which.
-    classified_by, transferred_to (model, judge): the share of one model's perturbations that one judge reads as the target;
-    classified_own, transferred_own (model), what the generator itself reads. classified_controls (model, check): see
-    classify.CONTROLS. sweep_NAME (model, eps) for the measures of perturbations. attribute_change (model, attribute, fate): see
-    `write`. spectrum (model, frequency): share of δ's energy, with spectrum_noise. example_x, example_delta, example_gradient,
-    example_added: pictures. goal (image): the class moved toward. attribute `skipped`: which groups have nothing to say, and why.
-    Raises InputError for unlabelled images or models of different classes.
+    classified_by, transferred_to (model, judge): the share of one model's perturbations that one judge reads as the target, the
+    models in their order and then the further judges; classified_own, transferred_own (model), what the generator itself reads.
+    classified_controls (model, check): see classify.CONTROLS. sweep_NAME (model, eps) for the measures of perturbations.
+    attribute_change, attribute_more (model, attribute, fate): see `write.by_fate`, `write.more`. spectrum (model, frequency):
+    share of δ's energy, with spectrum_noise. example_x, example_delta, example_gradient, example_added: pictures. goal (image):
+    the class moved toward. attribute `skipped`: which groups have nothing to say, and why.
+    Raises InputError for unlabelled images, models or judges of different classes, and one that is given twice.
     """
     started = time.perf_counter()
-    _check(models, batch)
+    panel = [*models, *params.judges]
+    _check(panel, batch)
     goals = goals_of(batch.labels, models[0].card.num_classes)
     sizes = params.sizes
-    plan = Plan(params.attack, params.away, params.groups, params.examples, params.chunk, sizes.randomised, sizes.attributes)
+    plan = Plan(
+        params.attack, params.away, params.groups, params.examples, params.chunk,
+        sizes.randomised, sizes.attributes, params.judges,
+    )  # fmt: skip
     within = [name for name in params.groups if name in PER_IMAGE]
     seen = gather(models, batch, goals, plan) if within else Seen()
     columns = {
@@ -91,7 +100,8 @@ def compare(models: Sequence[Model], batch: Batch, params: Compare = Compare()) 
     }
     for name in (n for n in params.groups if n in OWN):
         try:
-            columns[name], extras = OWN[name](models, batch, goals, sizes, params.chunk)
+            further = {"judges": params.judges} if name in JUDGED else {}
+            columns[name], extras = OWN[name](models, batch, goals, sizes, params.chunk, **further)
             seen.extras |= extras
         except InputError as reason:
             seen.why[name] = str(reason)
@@ -100,17 +110,20 @@ def compare(models: Sequence[Model], batch: Batch, params: Compare = Compare()) 
             raise InputError(f"{name} from {source}: {seen.why[name]}")
     if not any(columns.values()):
         raise InputError(f"nothing could be measured: {'; '.join(f'{k}: {v}' for k, v in seen.why.items())}")
-    coords = model_coords(models)
+    coords, names = model_coords(models), model_coords(panel)["label"][1]
+    coords["label"] = "model", names[: len(models)]
     data = tabulate([c for of in columns.values() for c in of], coords["model"], twins(models))
     for name, of in columns.items():
         for column in of:
             data[column.measure.name].attrs["group"] = name
-    data = data.assign_coords(coords | {"image": list(batch.ids), "other": coords["model"], "judge": coords["model"]})
+    data = data.assign_coords(coords | {"image": list(batch.ids), "other": coords["model"], "judge": [m.card.id for m in panel]})
+    data["judge_label"] = "judge", names
     data = data.assign(seen.extras)
     data["goal"], data["truth"] = ("image", goals.numpy()), ("image", batch.labels.numpy())
     if "perturbation" in params.groups and params.sweep:
         few = slice(0, params.swept)
-        data = data.assign(sweep(models, batch[few], goals[few], sorted({*params.sweep, params.attack.eps}), plan))
+        ladder, attacks = sorted({*params.sweep, params.attack.eps}), (params.attack, params.away)
+        data = data.assign(sweep(panel, len(models), batch[few], goals[few], ladder, attacks, chunk=params.chunk))
     data.attrs |= {"chance": 1 / models[0].card.num_classes, "skipped": "; ".join(f"{k}: {v}" for k, v in seen.why.items())}
     return Result.of("compare", "Semantic attributes", data, params=params, models=models, batch=batch, started=started)
 
@@ -131,14 +144,8 @@ def goals_of(labels: Labels, classes: int) -> Labels:
     return torch.tensor(goals)
 
 
-def twins(models: Sequence[Model]) -> list[tuple[int, int]]:
-    """Positions (standard, robust) of models of one architecture."""
-    groups = model_coords(models)["group"][1]
-    standard = {g: k for k, (g, m) in enumerate(zip(groups, models, strict=True)) if not m.robust}
-    return [(standard[g], k) for k, (g, m) in enumerate(zip(groups, models, strict=True)) if m.robust and g in standard]
-
-
 def _check(models: Sequence[Model], batch: Batch) -> None:
+    check_apart(models)
     if bool((batch.labels < 0).any()):
         raise InputError("comparing needs labelled images; a single image file has no label: use folder: or parquet:")
     for model in models:

@@ -10,13 +10,18 @@ counts what raises all classes alike. Log-odds do neither, and have the directio
 out the length of gradients, which says how sure a model is, so that images of several models can be compared; but random vectors
 have |cos| about √(2 / (π·d)) in d dimensions, so models are compared on the same d, or against the row `random`.
 
-Test (section 3.2, "statistical significance"): several runs, each with its own pictures of the concept and its own random ones,
+Tests (section 3.2, "statistical significance"): several runs, each with its own pictures of the concept and its own random ones,
 so that runs are independent. Were the concept but another random set, exchanging the two would turn v, and the expected
-sensitivity were 0: one-sample t-test over runs of a class's mean sensitivity against 0, Holm-corrected over all pairs of
-concept and class of a layer, of each set by itself. Scores that do not pass are NaN. The last concept, `random`, is a random set
-treated as the others are: the control, of which about none may pass. Pairs of concept and class share both and are no independent
-tries; a table counts concepts, each by the share of classes that depend on it (`Sensitivity.depending`). Concepts share their
-random pictures and the classes' images still.
+sensitivity were 0: one-sample t-test over runs of a class's mean sensitivity against 0, Holm-corrected over all that is tested of
+one model, every concept (the controls too) at every layer for every class. And a vector says nothing of a concept that is not
+told apart: its accuracy on the pictures of other runs has to lie above ½ too, at the same level, uncorrected since this can only
+take away. That is an exact test: exchange the two sets of a run, and all its hits become misses. With signs s = ±1 of the runs
+and a_rq the accuracy of run r's vector on run q's pictures, p is the share of all s whose Σ_{r<q} s_r·s_q·(a_rq − ½) is as large
+as that of s = 1. Scores that do not pass both are NaN.
+
+The last concept, `random`, is a random set treated as the others are: the control, of which about none may pass. Pairs of concept
+and class share both and are no independent tries; a table counts concepts, each by the share of classes that depend on it
+(`Sensitivity.depending`). Concepts share their random pictures and the classes' images still.
 
 `tcav` tells concepts from drawn noise, `relative` each concept of a set from the others of the set (the paper's section "Relative
 TCAV": the positive pictures are one concept's, the negative ones those of others). From noise a model tells flat drawings of
@@ -27,36 +32,33 @@ deviations from their mean, so that what depends on one alone moves from the oth
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from interp.attention.layout import module_at
 from interp.data.concepts import CONCEPTS, FAMILIES, RANDOM, concepts
-from interp.models.chunks import in_chunks
+from interp.gradients.layers import LAST, activations, odds_gradients
 from interp.models.model import Model
 from interp.result import Measure
 from interp.stats import holm
 from interp.types import Batch, Images, InputError, Labels
 
-LAST = ""
-"""Name of the input of the last linear layer."""
-
 DEFAULT = tuple(name for family in FAMILIES.values() for name in family)
 """Concepts that are tested where none are named: colours, stripes, textures, shapes."""
-RUNS, PICTURES, FEWEST = 10, 7, 5
-"""Runs, pictures of a concept in each, and how many pictures in each make a class of a set a concept."""
+RUNS, FEWEST = 10, 5
+"""Runs, and how many pictures in each make a class of a set a concept."""
+FEWEST_RUNS = 6
+"""Of fewer runs no accuracy is above chance at the level of the tests."""
 ALPHA = 0.05
-"""Level of the test."""
+"""Level of the tests."""
 
-Layers = dict[str, Tensor]  # layer → activations (n, features)
 _PENALTY = 1.0  # C of the regression; 0.01 and 100 give mean accuracies within 0.03 of it, on three of the shipped models
 _STEPS = 50  # of Newton's method at most; it takes about six
 _SOURCE = "TCAV, arXiv 1711.11279"
@@ -64,7 +66,8 @@ MEASURES = (
     Measure(
         "significant",
         "classes that depend on a concept",
-        "of a concept: share of classes whose mean sensitivity differs from 0 over runs (t-test, Holm)",
+        "of a concept told from others: share of classes whose mean sensitivity differs from 0 over runs (t-test, "
+        "Holm over all concepts, classes and layers of the model); else 0",
         f"{_SOURCE}, section 3.2",
         "share",
         "none",
@@ -72,7 +75,7 @@ MEASURES = (
     Measure(
         "sensitivity",
         "sensitivity to concepts",
-        "mean over concepts of |cos(∇ log-odds of the class, concept vector)|",
+        "mean over the concepts told from others (of two models, by both) of |cos(∇ log-odds of the class, concept vector)|",
         f"{_SOURCE}, section 3.3",
         "cosine",
         "none",
@@ -88,34 +91,50 @@ MEASURES = (
 )
 
 
+class _Run(NamedTuple):
+    """Pictures of one run, and in which rows those of each concept and those that it is told from stand."""
+
+    names: tuple[str, ...]
+    images: Images
+    pairs: list[tuple[Tensor, Tensor]]
+
+
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
     """What one layer of one model says of concepts; names ends with `random`, the control.
 
-    vectors (concepts, runs, features): unit normals. accuracy (concepts, runs): of each on the pictures of the other runs, chance
-    0.5. sensitivity (images, concepts): mean over runs, in [−1, 1], for the log-odds of each image's label. score (concepts,
-    classes): TCAV score, mean over runs, NaN where the test is not passed or the class has no images; p (concepts, classes):
-    Holm-corrected.
+    vectors (concepts, runs, features): unit normals. accuracy (concepts, pairs of runs): of each run's vector on the pictures of
+    each later run, chance 0.5; told_p (concepts,): whether it lies above. sensitivity (images, concepts): mean over runs, in
+    [−1, 1], for the log-odds of each image's label. score (concepts, classes): TCAV score, mean over runs, NaN where a test is
+    not passed or the class has no images; p (concepts, classes): of the mean sensitivity, Holm-corrected over all that was tested
+    of the model. alpha: level of both tests.
     """
 
     layer: str
     names: tuple[str, ...]
     vectors: np.ndarray
     accuracy: np.ndarray
+    told_p: np.ndarray
     sensitivity: np.ndarray
     score: np.ndarray
     p: np.ndarray
+    alpha: float
+
+    @property
+    def told(self) -> np.ndarray:
+        """Whether each concept (concepts,) is told from the others above chance."""
+        return np.asarray(self.told_p < self.alpha)
 
     @property
     def significant(self) -> tuple[float, float]:
-        """Share of pairs of concept and class that pass the test, and of pairs with the control."""
+        """Share of pairs of concept and class that pass the tests, and of pairs with the control."""
         tested = np.isfinite(self.p)
         passed = np.isfinite(self.score)
         return tuple(float(passed[rows].sum() / max(1, tested[rows].sum())) for rows in (slice(-1), slice(-1, None)))  # type: ignore[return-value]
 
     @property
     def depending(self) -> np.ndarray:
-        """Of each concept (concepts,), the control last, the share of classes that pass the test; NaN where none is tested."""
+        """Of each concept (concepts,), the control last, the share of classes that pass the tests; NaN where none is tested."""
         tested = np.isfinite(self.p)
         with np.errstate(invalid="ignore"):
             return (np.isfinite(self.score) & tested).sum(1) / tested.sum(1)
@@ -123,18 +142,24 @@ class Sensitivity:
     @property
     def why(self) -> str:
         """Why no image has a mean sensitivity; '' where one has."""
-        if np.isfinite(self.values["sensitivity"]).any():
-            return ""
         blind = [name for name, v in zip(self.names[:-1], self.vectors, strict=False) if np.isnan(v).all((0, 1))]
         if blind:
             return f"layer {self.layer!r} gives the same for all pictures of {', '.join(blind)}"
-        return f"the gradient of the log-odds at layer {self.layer!r} is 0 for all images"
+        if not np.isfinite(self.sensitivity).any():
+            return f"the gradient of the log-odds at layer {self.layer!r} is 0 for all images"
+        if not self.told[:-1].any():
+            return f"layer {self.layer!r} tells none of {', '.join(self.names[:-1])} from the others above chance"
+        return ""
 
-    @property
-    def values(self) -> dict[str, np.ndarray]:
-        """Per image (n,): mean |sensitivity| over the concepts, and that of the control."""
-        size = np.abs(self.sensitivity)
-        return {"sensitivity": size[:, :-1].mean(1), "control": size[:, -1]}
+
+def pictures_of(size: int) -> int:
+    """Drawn pictures of a concept in each run, for pictures of that many pixels a side: 40, above 64 fewer with the area.
+
+    At 32 pixels, over the six shipped models and both layers, vectors of 7, 20 and 40 pictures tell shapes from each other with
+    an accuracy of 0.52, 0.53 and 0.55 on average, textures with 0.61, 0.66 and 0.69, stripes with 0.71, 0.77 and 0.80, colours
+    with 0.92, 0.95 and 0.96.
+    """
+    return max(7, min(40, 40 * 64**2 // size**2))
 
 
 def tcav(
@@ -145,7 +170,7 @@ def tcav(
     names: Sequence[str] = DEFAULT,
     layers: Sequence[str] | None = None,
     runs: int = RUNS,
-    pictures: int = PICTURES,
+    pictures: int | None = None,
     alpha: float = ALPHA,
     seed: int = 0,
     chunk: int = 64,
@@ -153,71 +178,77 @@ def tcav(
     """Sensitivity of images (n, 3, h, w) with labels (n,) to concepts, each told from noise; one answer per layer.
 
     names: of `interp.data.concepts`. layers: as in `model.net.named_modules()`, '' the input of the last linear layer; None,
-    `middle(model)` and ''. pictures: of a concept, and random ones, in each run. alpha: level of the test. Raises InputError for
-    an unknown concept or layer, fewer than three runs, and layers that have no part in the logits. Limit: a model that does not
-    see a concept tells it from random pictures at 0.5, and its classes do not depend on it.
+    `middle(model)` and ''. pictures: of a concept, and random ones, in each run; None, `pictures_of`. alpha: level of the tests.
+    Raises InputError for an unknown concept or layer, too few runs, and layers that have no part in the logits. Limit: a model
+    that does not see a concept tells it from random pictures at 0.5, and its classes do not depend on it.
     """
     unknown = [name for name in names if name not in CONCEPTS]
     if unknown or not names:
         raise InputError(f"{unknown or 'nothing'} is no concept; expected some of {', '.join(CONCEPTS)}")
-    _check(images, labels, runs, pictures, model.card.num_classes)
+    pictures = pictures_of(images.shape[-1]) if pictures is None else pictures
+    if pictures < 2:
+        raise InputError(f"runs have {pictures} pictures of a concept; a vector needs 2 at least")
+    _check(images, labels, model.card.num_classes)
     layers = (middle(model), LAST) if layers is None else tuple(layers)
-    gradients = _gradients(model, images, labels, layers, chunk)
-    pairs = _drawn(model, (*names, RANDOM), images.shape[-1], runs * pictures, layers, seed, chunk)
-    return _answers((*names, RANDOM), pairs, gradients, labels, runs, alpha)
+    gradients = odds_gradients(model, images, labels, layers, chunk)
+    fits = _fitted(model, _drawn((*names, RANDOM), runs, pictures, images.shape[-1], seed), layers, chunk)
+    return _corrected([_answer(fit, gradients[fit.layer], labels) for fit in fits], alpha)
 
 
 def relative(
     model: Model,
     images: Images,
     labels: Labels,
-    sets: Iterable[Batch],
+    sets: Iterable[Iterable[Batch]],
     *,
     layers: Sequence[str] | None = None,
-    runs: int = RUNS,
-    pictures: int = PICTURES,
     seed: int = 0,
     chunk: int = 64,
 ) -> list[list[Sensitivity]]:
     """Sensitivity of images (n, 3, h, w) with labels (n,) to the classes of each set, told from the others of the set.
 
-    One answer per set and layer; the images' gradients are taken once. sets: as `interp.data.concepts.family` and `photographs`
-    give them, with at least runs × FEWEST pictures of each class; drawn one by one. pictures: of a concept, and of the others,
-    in each run, or as many as there are. seed: which pictures meet. layers and errors as in `tcav`.
+    One answer per set and layer; the images' gradients are taken once. sets: each its runs, batches with FEWEST pictures at least
+    of every class, none of them in two, as `interp.data.concepts.family` draws and `deal` makes of photographs; only one run's
+    pictures are held at a time. seed: which pictures meet. layers and errors as in `tcav`.
     """
-    _check(images, labels, runs, pictures, model.card.num_classes)
+    _check(images, labels, model.card.num_classes)
     layers = (middle(model), LAST) if layers is None else tuple(layers)
-    gradients = _gradients(model, images, labels, layers, chunk)
+    gradients = odds_gradients(model, images, labels, layers, chunk)
     found = []
-    for batch in sets:
-        pairs = _within(_activations(model, batch.images, layers, chunk), batch, runs, pictures, seed)
-        found.append(_answers((*batch.classes, RANDOM), pairs, gradients, labels, runs, ALPHA))
-    return found
+    for batches in sets:
+        fits = _fitted(model, _within(batches, seed), layers, chunk)
+        found.append([_answer(fit, gradients[fit.layer], labels) for fit in fits])
+    flat = iter(_corrected([f for of in found for f in of], ALPHA))
+    return [[next(flat) for _ in of] for of in found]
 
 
-def _drawn(
-    model: Model, names: Sequence[str], size: int, count: int, layers: Sequence[str], seed: int, chunk: int
-) -> Iterator[tuple[Layers, Layers]]:
-    """Activations of each concept's pictures and of the random ones that all are told from."""
-    against = _activations(model, concepts(RANDOM, count, size, seed).images, layers, chunk)
-    for name in names:  # another seed: the control's pictures are not those it is told from
-        yield _activations(model, concepts(name, count, size, seed + 1).images, layers, chunk), against
+def _drawn(names: Sequence[str], runs: int, pictures: int, size: int, seed: int) -> Iterator[_Run]:
+    """Concepts beside random pictures that all are told from."""
+    for run in range(runs * seed, runs * (seed + 1)):  # the control's pictures are not those it is told from
+        drawn = [concepts(RANDOM, pictures, size, 2 * run), *(concepts(name, pictures, size, 2 * run + 1) for name in names)]
+        against, *rows = torch.arange(len(drawn) * pictures).split(pictures)
+        yield _Run(tuple(names), torch.cat([batch.images for batch in drawn]), [(of, against) for of in rows])
 
 
-def _within(every: Layers, batch: Batch, runs: int, pictures: int, seed: int) -> Iterator[tuple[Layers, Layers]]:
-    """Activations of each class's pictures and of as many of the other classes; last, of two random sets from all classes."""
+def _within(batches: Iterable[Batch], seed: int) -> Iterator[_Run]:
+    """Classes beside as many pictures of the others; last, two random parts of all."""
     generator = torch.Generator().manual_seed(seed)
-    for k, name in enumerate((*batch.classes, RANDOM)):
-        of, others = (batch.labels == k).nonzero()[:, 0], (batch.labels != k).nonzero()[:, 0]
-        of, others = (rows[torch.randperm(len(rows), generator=generator)] for rows in (of, others))
-        if k == len(batch.classes):  # the control
-            of, others = others.chunk(2)
-        each = min(pictures, len(of) // runs, len(others) // runs)
-        if each < FEWEST:
-            raise InputError(
-                f"concept {name} has {len(of)} pictures beside {len(others)}; expected {runs * FEWEST} of each at least"
-            )
-        yield tuple({layer: t[rows[: runs * each]] for layer, t in every.items()} for rows in (of, others))  # type: ignore[misc]
+    for run, batch in enumerate(batches):
+        names = (*batch.classes, RANDOM)
+        most, pairs = int(batch.labels.bincount().max()), []
+        for k, name in enumerate(names):
+            of, others = (batch.labels == k).nonzero()[:, 0], (batch.labels != k).nonzero()[:, 0]
+            of, others = (rows[torch.randperm(len(rows), generator=generator)] for rows in (of, others))
+            if k == len(batch.classes):  # the control
+                of, others = others.chunk(2)
+            each = min(most, len(of), len(others))
+            if each < FEWEST:
+                raise InputError(
+                    f"run {run + 1} has {len(of)} pictures of concept {name} beside {len(others)} others; expected {FEWEST} of "
+                    f"both at least"
+                )
+            pairs.append((of[:each], others[:each]))
+        yield _Run(names, batch.images, pairs)
 
 
 def middle(model: Model) -> str:
@@ -234,23 +265,45 @@ def middle(model: Model) -> str:
     return series[(len(series) - 1) // 2]
 
 
-def concept_vector(positive: Tensor, negative: Tensor, inside: slice) -> tuple[np.ndarray, float]:
-    """Unit normal (d,) of the boundary between the rows `inside` of both (n, d), and its accuracy on the others, both alike.
+def concept_vector(positive: Tensor, negative: Tensor) -> tuple[np.ndarray, float]:
+    """Unit normal (d,) of the boundary between the rows of both (n, d), and where on it the boundary lies; NaN, 0 for equal rows.
 
     A logistic regression after all features were divided by one number, the root mean square distance from the mean: the normal
     is that of the boundary between activations as they are.
     """
-    both = torch.cat([positive[inside], negative[inside]]).double()
+    both = torch.cat([positive, negative]).double()
     mean = both.mean(0)
     scale = (both - mean).square().sum(1).mean().sqrt()
     if scale == 0:
-        return np.full(both.shape[1], math.nan), 0.5  # the model does not tell any of them apart
-    weights, offset = logistic(((both - mean) / scale).numpy(), np.repeat([1.0, -1.0], len(both) // 2))
-    normal = torch.from_numpy(weights) / scale
-    outside = torch.ones(len(positive), dtype=torch.bool)
-    outside[inside] = False
-    hits = [(t[outside].double() @ normal > mean @ normal - offset).double().mean() for t in (positive, negative)]
-    return weights / np.linalg.norm(weights), float(hits[0] + 1 - hits[1]) / 2
+        return np.full(both.shape[1], math.nan), 0.0  # the model does not tell any of them apart
+    weights, offset = logistic(((both - mean) / scale).numpy(), np.repeat([1.0, -1.0], [len(positive), len(negative)]))
+    length = float(np.linalg.norm(weights))
+    return weights / length, float(mean.numpy() @ weights - offset * float(scale)) / length
+
+
+def hits(along: Tensor, threshold: float, of: Tensor, others: Tensor) -> float:
+    """Mean of the shares of two sets of rows, of what lies along a vector, that are on their sides of its threshold.
+
+    ½ for a vector that is NaN.
+    """
+    above = along > threshold
+    return float(above[of].double().mean() + 1 - above[others].double().mean()) / 2
+
+
+def above_chance(accuracy: np.ndarray, runs: int) -> np.ndarray:
+    """One-sided p-values (concepts,) of accuracies (concepts, runs·(runs − 1)/2) of pairs of runs: exact, see the module.
+
+    Pairs in the order of `np.triu_indices(runs, 1)`. Of more than 12 runs 4096 of the signs are drawn. Limit: 2^(1 − runs) at
+    least, and 1 for accuracies that are all ½.
+    """
+    if runs <= 12:
+        signs = 1 - 2 * (np.arange(2 ** (runs - 1))[:, None] >> np.arange(runs) & 1)
+    else:
+        signs = np.random.default_rng(0).choice([-1, 1], (4096, runs))
+        signs[0] = 1
+    one, other = np.triu_indices(runs, 1)
+    sums = (accuracy - 0.5) @ (signs[:, one] * signs[:, other]).T
+    return np.asarray((sums >= sums[:, :1] - 1e-9).mean(1))
 
 
 def logistic(x: np.ndarray, side: np.ndarray) -> tuple[np.ndarray, float]:
@@ -274,48 +327,64 @@ def logistic(x: np.ndarray, side: np.ndarray) -> tuple[np.ndarray, float]:
     return x.T @ (turn[:, kept] / root) @ at[:-1], float(at[-1])
 
 
-def log_odds(logits: Tensor, labels: Labels) -> Tensor:
-    """log p / (1 − p) (n,) of each image's label, from logits (n, classes)."""
-    own = nn.functional.one_hot(labels, logits.shape[1]).bool()
-    return logits[own] - logits.masked_fill(own, -math.inf).logsumexp(1)
+@dataclass(eq=False)
+class _Fit:
+    """One layer's vectors as the runs come: normals, a list per run of (concepts, features), thresholds, and accuracies."""
+
+    layer: str
+    names: tuple[str, ...] = ()
+    normals: list[np.ndarray] = field(default_factory=list)
+    thresholds: list[list[float]] = field(default_factory=list)
+    accuracy: dict[tuple[int, int], list[float]] = field(default_factory=dict)
+
+    def take(self, activations: Tensor, run: _Run) -> None:
+        """Judge the vectors of the runs before on this one's activations (pictures, features), and find its own."""
+        self.names, now, pairs = run.names, len(self.normals), run.pairs
+        for before, (normals, thresholds) in enumerate(zip(self.normals, self.thresholds, strict=True)):
+            along = torch.from_numpy(normals) @ activations.T
+            self.accuracy[before, now] = [hits(a, t, *rows) for a, t, rows in zip(along, thresholds, pairs, strict=True)]
+        found = [concept_vector(activations[of], activations[others]) for of, others in pairs]
+        self.normals.append(np.stack([v for v, _ in found]).astype(np.float32))
+        self.thresholds.append([t for _, t in found])
 
 
-def _answers(
-    names: tuple[str, ...],
-    pairs: Iterable[tuple[Layers, Layers]],
-    gradients: Layers,
-    labels: Labels,
-    runs: int,
-    alpha: float,
-) -> list[Sensitivity]:
-    """What each layer says of concepts, from the activations of each concept and of what it is told from."""
-    vectors: dict[str, list[np.ndarray]] = {layer: [] for layer in gradients}
-    accuracy: dict[str, list[list[float]]] = {layer: [] for layer in gradients}
-    for positive, negative in pairs:
-        for layer in gradients:
-            each = len(positive[layer]) // runs
-            inside = [slice(r * each, (r + 1) * each) for r in range(runs)]
-            found = [concept_vector(positive[layer], negative[layer], rows) for rows in inside]
-            vectors[layer].append(np.stack([v for v, _ in found]))
-            accuracy[layer].append([a for _, a in found])
-    return [
-        _answer(layer, names, np.stack(vectors[layer]), np.array(accuracy[layer]), of, labels, alpha)
-        for layer, of in gradients.items()
-    ]
+def _fitted(model: Model, runs: Iterable[_Run], layers: Sequence[str], chunk: int) -> list[_Fit]:
+    """The vectors of each layer."""
+    fits = [_Fit(layer) for layer in layers]
+    for run in runs:
+        found = activations(model, run.images, layers, chunk)
+        for fit in fits:
+            fit.take(found[fit.layer].float(), run)
+    if (count := len(fits[0].normals)) < FEWEST_RUNS:
+        raise InputError(f"there are {count} runs; expected {FEWEST_RUNS} at least, of fewer no concept passes the tests")
+    return fits
 
 
-def _answer(
-    layer: str, names: tuple[str, ...], vectors: np.ndarray, accuracy: np.ndarray, gradients: Tensor, labels: Labels, alpha: float
-) -> Sensitivity:
+def _answer(fit: _Fit, gradients: Tensor, labels: Labels) -> Sensitivity:
+    """What one layer says of concepts, before p-values are corrected."""
+    vectors = np.stack(fit.normals, 1)
+    pairs = zip(*np.triu_indices(vectors.shape[1], 1), strict=True)
+    accuracy = np.array([fit.accuracy[int(a), int(b)] for a, b in pairs]).T
     length = gradients.norm(dim=1, keepdim=True)
-    unit = torch.where(length > 0, gradients / length, math.nan).double().numpy()
-    cosines = np.einsum("nd,crd->ncr", unit, vectors)
+    unit = torch.where(length > 0, gradients / length, math.nan).float().numpy()
+    cosines = np.einsum("nd,crd->ncr", unit, vectors, optimize=True).astype(np.float64)
     classes = range(int(labels.max()) + 1)
     of_class = [cosines[(labels == k).numpy()] for k in classes]
-    score = np.stack([(v > 0).mean((0, 2)) if len(v) else np.full(len(names), math.nan) for v in of_class], 1)
-    p = holm(np.stack([_p_value(v.mean(0)) if len(v) else np.full(len(names), math.nan) for v in of_class], 1))
-    score[~(p < alpha)] = math.nan
-    return Sensitivity(layer, names, vectors, accuracy, cosines.mean(2), score, p)
+    score = np.stack([(v > 0).mean((0, 2)) if len(v) else np.full(len(fit.names), math.nan) for v in of_class], 1)
+    p = np.stack([_p_value(v.mean(0)) if len(v) else np.full(len(fit.names), math.nan) for v in of_class], 1)
+    told = above_chance(accuracy, vectors.shape[1])
+    return Sensitivity(fit.layer, fit.names, vectors, accuracy, told, cosines.mean(2), score, p, ALPHA)
+
+
+def _corrected(found: list[Sensitivity], alpha: float) -> list[Sensitivity]:
+    """p-values corrected over all answers of a model, and scores left out that do not pass."""
+    every = np.split(holm(np.concatenate([f.p.ravel() for f in found])), np.cumsum([f.p.size for f in found])[:-1])
+    out = []
+    for f, corrected in zip(found, every, strict=True):
+        p = corrected.reshape(f.p.shape)
+        score = np.where((p < alpha) & (f.told_p < alpha)[:, None], f.score, math.nan)
+        out.append(dataclasses.replace(f, p=p, score=score, alpha=alpha))
+    return out
 
 
 def _p_value(values: np.ndarray) -> np.ndarray:
@@ -329,67 +398,8 @@ def _p_value(values: np.ndarray) -> np.ndarray:
     return 2 * stdtr(runs - 1, -np.abs(t))
 
 
-@contextmanager
-def _tapped(model: Model, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Inside, a pass leaves the layers' outputs in the dictionary, as tensors that gradients can be taken for."""
-    seen: dict[str, Tensor] = {}
-
-    def note(layer: str, value: Any) -> Tensor:
-        if not isinstance(value, Tensor):
-            raise InputError(f"layer {layer!r} gives {type(value).__name__}, no tensor; choose another")
-        seen[layer] = value if value.requires_grad or not torch.is_grad_enabled() else value.detach().requires_grad_(True)
-        return seen[layer].clone()  # a later in-place activation then spares what was seen
-
-    with ExitStack() as stack:
-        for layer in layers:
-            if layer == LAST:
-                linear = [m for m in model.net.modules() if isinstance(m, nn.Linear)]
-                if not linear:
-                    raise InputError(f"model {model.card.id} has no linear layer; name the layers to be read")
-                stack.enter_context(linear[-1].register_forward_pre_hook(lambda _m, args, at=layer: (note(at, args[0]),)))
-            else:
-                module = module_at(model.net, layer)
-                stack.enter_context(module.register_forward_hook(lambda _m, _a, out, at=layer: note(at, out)))
-        yield seen
-
-
-def _activations(model: Model, images: Images, layers: Sequence[str], chunk: int) -> dict[str, Tensor]:
-    """Flattened output (n, features) of each layer."""
-
-    def run(rows: slice) -> dict[str, Tensor]:
-        model(images[rows].to(model.mean))
-        n = rows.stop - rows.start
-        if any(layer not in seen or len(seen[layer]) != n for layer in layers):
-            raise InputError(f"a layer of {', '.join(map(repr, layers))} gives no tensor with one entry per image; choose others")
-        return {layer: seen[layer].flatten(1).cpu() for layer in layers}
-
-    with torch.no_grad(), _tapped(model, layers) as seen:
-        return _joined([found for _, found in in_chunks(run, len(images), chunk)])
-
-
-def _gradients(model: Model, images: Images, labels: Labels, layers: Sequence[str], chunk: int) -> dict[str, Tensor]:
-    """Gradient (n, features) of each image's log-odds at each layer."""
-
-    def run(rows: slice) -> dict[str, Tensor]:
-        logits = model(images[rows].to(model.mean))
-        score = log_odds(logits, labels[rows].to(logits.device)).sum()
-        found = torch.autograd.grad(score, [seen[layer] for layer in layers], allow_unused=True)
-        if any(g is None for g in found):
-            raise InputError(f"a layer of {', '.join(layers)} has no part in the logits of model {model.card.id}; choose others")
-        return {layer: g.flatten(1).cpu() for layer, g in zip(layers, found, strict=True)}
-
-    with torch.inference_mode(False), torch.enable_grad(), _tapped(model, layers) as seen:
-        return _joined([found for _, found in in_chunks(run, len(images), chunk)])
-
-
-def _joined(pieces: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {layer: torch.cat([p[layer] for p in pieces]) for layer in pieces[0]}
-
-
-def _check(images: Images, labels: Labels, runs: int, pictures: int, classes: int) -> None:
-    if labels.shape != (len(images),) or bool((labels < 0).any()) or bool((labels >= classes).any()):
+def _check(images: Images, labels: Labels, classes: int) -> None:
+    if labels.shape != (len(images),) or not len(images) or bool((labels < 0).any()) or bool((labels >= classes).any()):
         raise InputError(
             f"{len(images)} images came with labels {tuple(labels.shape)}; expected one class each, 0 to {classes - 1}"
         )
-    if runs < 3 or pictures < 2:
-        raise InputError(f"there are {runs} runs with {pictures} pictures; a test needs at least 3 runs, a vector 2 pictures")

@@ -1,4 +1,4 @@
-"""Concepts found rather than named: parts that a model's spatial features are sums of, and how far models share them.
+"""Concepts found rather than named: parts that a model's spatial features are sums of, and how many it takes.
 
 The output of a late layer, one vector a (c,) ≥ 0 per place of every image, is written as A ≈ U·V with U, V ≥ 0 (non-negative
 matrix factorisation, Lee & Seung 1999; of a network's features: CRAFT, Fel et al., arXiv 2211.10154, section 3.1): the rows of V
@@ -8,19 +8,20 @@ part stand side by side, 2c features. The share explained is
     1 − ‖A − U·V‖² / ‖A − mean over places of A‖²
 
 and the number of concepts is the least k that explains a given share. No k explains more than the first k singular vectors do:
-there the search begins. Then parts are added a tenth at a time, each where most is unexplained, and all are solved anew from
+the search begins one below. Then parts are added a tenth at a time, each where most is unexplained, and all are solved anew from
 where they were, a few rounds of hierarchical alternating least squares (Cichocki & Phan 2009). Factorisations that begin anew at
 each k stop far below: of a shipped ResNet's features 126 parts explain 84 % after 100 rounds from singular vectors, 129 grown
-ones 88 %. The interval is a bootstrap over images, of what the grown factorisations leave of each.
+ones 88 %.
+
+The number is no mean over images, but a smooth function of two shares explained, those of the last k that is too few and of the
+first that is not: to first order a mean of one value per image, the number and the image's influence on it (the infinitesimal
+jackknife, Efron 1982, chapter 6). These are bootstrapped, and compared between models on the same images, as other measures are.
 
 Limits: a grown factorisation need not be the best with its k, so that the number is one that suffices; parts are judged on the
-places they are learnt from, drawn from all images; numbers depend on how many channels and places a layer has, so compare models
-of one architecture. Controls: a network with random parameters (`interp.models.randomise.fully_randomised`), and
-features of which every channel was shuffled over places (`shuffled`), which leaves no part that several channels share.
-
-Between models, on the same images: linear CKA (Kornblith et al., arXiv 1905.00414, eq. 3 and 4), with the unbiased estimate of
-HSIC (Song et al. 2012; Nguyen et al., arXiv 2010.15327, eq. 3) since more features than images raise the plain one; and for each
-concept the best correlation, over images, with a concept of the other model. Control of both: images in another order.
+places they are learnt from, drawn from all images, and the interval leaves out what others would be learnt from other images;
+numbers depend on how many channels and places a layer has, so compare models of one architecture. Controls: a network with random
+parameters (`interp.models.randomise.fully_randomised`), and features of which every channel was shuffled over places
+(`shuffled`), which leaves no part that several channels share.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ import torch
 from torch import Tensor, nn
 
 from interp.attention.geometry import Grid, patch_grid
-from interp.attention.layout import layout_of, module_at
+from interp.attention.layout import map_layer, module_at
 from interp.models.chunks import in_chunks
 from interp.models.model import Model
 from interp.result import Measure
+from interp.stats import bootstrap
 from interp.types import Images, InputError
 
 MEASURES = (
@@ -65,22 +67,29 @@ MOST = 256
 """Where the search for the number of concepts ends."""
 
 _ROUNDS = 100  # of the solver; its own rule ends at many parts long before it has converged, so all are taken
-_GROWN, _STEP, _DRAWS = 10, 0.1, 1000  # rounds after each step of the search, its length, draws of the bootstrap
+_GROWN, _STEP = 10, 0.1  # rounds after each step of the search, its length
 
 
 @dataclass(frozen=True, eq=False)
 class Needed:
-    """How many concepts a share takes: k with its 95 % interval, NaN where the search did not reach it, high ∞ where it may not.
+    """How many concepts a share takes: k with its 95 % interval, whole numbers, NaN where the search did not reach it.
 
-    least: what k cannot be below, by singular vectors. tried: k → share explained. why: what NaN means, in words, else ''.
+    values (images,): whose mean is the number before it was rounded up, of each image its influence on it. least: what k cannot
+    be below, by singular vectors. tried: k → share explained. why: what NaN means, in words, else ''.
     """
 
     k: float
     low: float
     high: float
+    values: np.ndarray
     least: int
     tried: dict[int, float]
     why: str = ""
+
+    @property
+    def bound(self) -> np.ndarray:
+        """values, or where the search did not reach the share what the number cannot be below, for all images."""
+        return np.where(np.isnan(self.values), max(self.least, max(self.tried, default=0) + 1), self.values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +137,7 @@ def discover(
     drawn by the seed, that parts are learnt from. shuffled: the control. Raises InputError for a layer without places, features
     that are the same at all places, and k beyond what there is.
     """
-    layer = layout_of(model).gradcam if layer is None else layer
+    layer = map_layer(model) if layer is None else layer
     features = spatial(model, images, layer, chunk)
     if shuffled:
         features = _shuffled(features, seed)
@@ -140,7 +149,7 @@ def discover(
         raise InputError(f"k is {k}; expected 1 to {min(sample.shape)}, the places or the features of layer {layer}")
     if not sample.std(0).any():
         raise InputError(f"layer {layer} gives the same features at all places of all images; choose another")
-    needed = concepts_needed(sample, drawn // (height * width), share=share, most=most, seed=seed)
+    needed = concepts_needed(sample, drawn // (height * width), images=n, share=share, most=most)
     found = _factorised(sample, k, seed)
     parts = found.components_ / np.maximum(np.linalg.norm(found.components_, axis=1, keepdims=True), 1e-12)
     found.components_ = parts.astype(matrix.dtype)
@@ -155,60 +164,52 @@ def discover(
     )  # fmt: skip
 
 
-def concepts_needed(
-    matrix: np.ndarray, image: np.ndarray, *, share: float = 0.9, most: int | None = None, seed: int = 0
-) -> Needed:
-    """The least k whose grown factorisation of a matrix ≥ 0 (places, features) explains a share, and its bootstrap interval.
+def concepts_needed(matrix: np.ndarray, image: np.ndarray, *, images: int, share: float = 0.9, most: int | None = None) -> Needed:
+    """The least k whose grown factorisation of a matrix ≥ 0 (places, features) explains a share, with its interval.
 
-    image (places,): which image each place is from. most: as for `discover`. The number lies on the line between the last k
-    that does not explain the share and the first that does, rounded up. The parts are the same in all draws of images: the
-    interval leaves out what others would be learnt from other images. Limit: k for products of k planted parts that fewer
-    cannot make up, at a share near 1.
+    image (places,): which of so many images each place is from. most: as for `discover`. The number lies on the line between the
+    last k that does not explain the share and the first that does. Limit: k for products of k planted parts that fewer cannot
+    make up, at a share near 1.
     """
     most = min(MOST, *matrix.shape) if most is None else min(most, *matrix.shape)
-    spread = np.square(matrix - matrix.mean(0), dtype=np.float64).sum(1)
+    spread = _by_image(np.square(matrix - matrix.mean(0), dtype=np.float64).sum(1), image, images)
     energy = np.linalg.eigvalsh(matrix.T.astype(np.float64) @ matrix)[::-1].clip(0)
     left = (energy.sum() - energy.cumsum()) / spread.sum()  # beyond each number of singular vectors
     least = 1 + int((left > 1 - share + 1e-6).sum())
+    unknown = np.full(images, math.nan)
     if least > most:
-        return Needed(
-            math.nan, math.nan, math.nan, least, {}, f"more than {most} concepts: at least {least}, by singular vectors"
-        )
-    times = _times(image, seed)
-    totals = times @ spread
+        why = f"more than {most} concepts: at least {least}, by singular vectors"
+        return Needed(math.nan, math.nan, math.nan, unknown, least, {}, why)
     tried: dict[int, float] = {}
-    curves: list[np.ndarray] = []
-    for k, residual in _grow(matrix, least, most):
-        explained = 1 - times @ residual / totals
-        tried[k] = float(explained[0])
-        curves.append(explained)
-        if tried[k] >= share and np.quantile(explained, 0.025) >= share:
-            break
-    found = _crossings(np.array(list(tried)), np.stack(curves, 1), share)
-    if np.isinf(found[0]):
-        return Needed(math.nan, math.nan, math.nan, least, tried, f"more than {most} concepts, which explain {tried[k]:.0%}")
-    low, high = np.quantile(found[1:], [0.025, 0.975], method="inverted_cdf")
-    return Needed(float(found[0]), float(min(low, found[0])), float(max(high, found[0])), least, tried)
+    residuals: list[np.ndarray] = []
+    for k, residual in _grow(matrix, max(1, least - 1), most):
+        residuals.append(_by_image(residual, image, images))
+        tried[k] = float(1 - residuals[-1].sum() / spread.sum())
+        if tried[k] >= share:
+            values = _crossing(list(tried)[-2:], residuals[-2:], spread, share)
+            k_, low, high = (float(np.ceil(v - 1e-9)) for v in bootstrap(values))
+            return Needed(k_, low, high, values, least, tried)
+    why = f"more than {most} concepts, which explain {tried[most]:.0%}"
+    return Needed(math.nan, math.nan, math.nan, unknown, least, tried, why)
 
 
-def _times(image: np.ndarray, seed: int) -> np.ndarray:
-    """How often each place (1 + draws, places) counts: once, then as often as its image was drawn."""
-    _, of = np.unique(image, return_inverse=True)
-    n = int(of.max()) + 1
-    drawn = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=_DRAWS)
-    return np.concatenate([np.ones((1, n)), drawn])[:, of]
+def _by_image(values: np.ndarray, image: np.ndarray, images: int) -> np.ndarray:
+    return np.bincount(image, weights=values, minlength=images)
 
 
-def _crossings(tried: np.ndarray, explained: np.ndarray, share: float) -> np.ndarray:
-    """Where each row of shares (rows, tried) first reaches one, on the line from the k before, rounded up; ∞ where nowhere."""
-    enough = explained >= share
-    at = enough.argmax(1)
-    rows, before = np.arange(len(explained)), np.maximum(at - 1, 0)
-    one, other = explained[rows, before], explained[rows, at]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        part = np.where(at > 0, (share - one) / (other - one), 1.0)
-    k = np.ceil(tried[before] + part * (tried[at] - tried[before]) - 1e-9)
-    return np.where(enough.any(1), k, np.inf)
+def _crossing(tried: list[int], residuals: list[np.ndarray], spread: np.ndarray, share: float) -> np.ndarray:
+    """Where the line between two k reaches a share, one value per image: their mean is that number, of each its influence.
+
+    residuals (images,) at either k and spread (images,) are sums over an image's places. With one k alone it is that.
+    """
+    n, total = len(spread), spread.sum()
+    if len(tried) == 1:
+        return np.full(n, float(tried[0]))
+    (one, other), width = (1 - r.sum() / total for r in residuals), tried[1] - tried[0]
+    moved = [n * ((1 - e) * spread - r) / total for e, r in zip((one, other), residuals, strict=True)]
+    crossing = tried[0] + (share - one) / (other - one) * width
+    change = ((other - share) * moved[0] + (share - one) * moved[1]) * width / (other - one) ** 2
+    return np.asarray(crossing - change)
 
 
 def _grow(matrix: np.ndarray, first: int, most: int) -> Iterator[tuple[int, np.ndarray]]:
@@ -284,47 +285,6 @@ def crops(images: Images, found: Discovery, *, size: int) -> np.ndarray:
     return np.stack([np.stack([crop(*place).numpy() for place in places.tolist()]) for places in found.top])
 
 
-def linear_cka(x: np.ndarray, y: np.ndarray, *, unbiased: bool = True) -> float:
-    """Linear CKA of features (n, p) and (n, q) of the same images, at most 1.
-
-    unbiased: about 0, of either sign, for features that have nothing to do with each other; else the plain one of Kornblith et
-    al., in [0, 1]. Raises InputError for other than the same n ≥ 4 images. Limits: 1 for x and a rotation or multiple of x.
-    """
-    if len(x) != len(y) or len(x) < 4:
-        raise InputError(f"features are of {len(x)} and {len(y)} images; expected the same, 4 at least")
-    a, b = (_gram(v, unbiased=unbiased) for v in (x, y))
-    hsic = _hsic_unbiased if unbiased else _hsic
-    own = hsic(a, a) * hsic(b, b)
-    return hsic(a, b) / math.sqrt(own) if own > 0 else math.nan
-
-
-def best_matches(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """For each concept of activations (n, k), the highest Pearson correlation (k,) with a concept of (n, l) on the same images.
-
-    NaN for a concept that is the same in all images. Limit: 1 for a model with itself.
-    """
-    if len(a) != len(b):
-        raise InputError(f"activations are of {len(a)} and {len(b)} images; expected the same")
-    with np.errstate(divide="ignore", invalid="ignore"):
-        one, other = ((v - v.mean(0)) / np.linalg.norm(v - v.mean(0), axis=0) for v in (a, b))
-    correlation = one.T @ other
-    best = np.where(np.isnan(correlation), -np.inf, correlation).max(1)
-    return np.where(np.isinf(best), np.nan, best)
-
-
-def shared(found: list[Discovery], *, seed: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """CKA and mean best match (models, models) between discoveries on the same images, rows matched in columns.
-
-    seed: of the control, in which the columns' images are in another order; None, as they are. Limit: the diagonal is 1.
-    """
-    order = np.arange(len(found[0].features))
-    if seed is not None:
-        order = np.random.default_rng(seed).permutation(order)
-    cka = [[linear_cka(a.features, b.features[order]) for b in found] for a in found]
-    matches = [[float(np.nanmean(best_matches(a.by_image, b.by_image[order]))) for b in found] for a in found]
-    return np.array(cka), np.array(matches)
-
-
 def spatial(model: Model, images: Images, layer: str, chunk: int) -> np.ndarray:
     """Output (n, rows, columns, c) float32 of a layer at its places; prefix tokens are dropped.
 
@@ -385,23 +345,3 @@ def _draw(n: int, rows: int, seed: int) -> np.ndarray:
 def _shuffled(features: np.ndarray, seed: int) -> np.ndarray:
     """Every channel in an order of its own over images and places."""
     return np.random.default_rng(seed).permuted(features.reshape(-1, features.shape[-1]), axis=0).reshape(features.shape)
-
-
-def _gram(x: np.ndarray, *, unbiased: bool) -> np.ndarray:
-    centred = (x - x.mean(0)).astype(np.float64)
-    gram = centred @ centred.T
-    if unbiased:
-        np.fill_diagonal(gram, 0)
-    return gram
-
-
-def _hsic(a: np.ndarray, b: np.ndarray) -> float:
-    """Up to a factor, of Gram matrices of centred features."""
-    return float((a * b).sum())
-
-
-def _hsic_unbiased(a: np.ndarray, b: np.ndarray) -> float:
-    """Up to a factor, of Gram matrices with zero diagonals (Song et al. 2012, eq. 5)."""
-    n = len(a)
-    cross = 2 / (n - 2) * a.sum(0) @ b.sum(0)
-    return float((a * b).sum() + a.sum() * b.sum() / ((n - 1) * (n - 2)) - cross)

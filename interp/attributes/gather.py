@@ -5,7 +5,6 @@ Images are taken piece by piece, so that memory holds one number per measure, mo
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,17 +17,15 @@ from tqdm import tqdm
 
 from interp.attacks.basis import blurred
 from interp.attacks.pgd import PGD
-from interp.attacks.search import attack
 from interp.attributes import aligned, appearance, classify, edges, write
-from interp.attributes.classify import among, another, as_image, choices
-from interp.attributes.evidence import Evidence, at_eps, evidence, noise, together
+from interp.attributes.classify import among, another
+from interp.attributes.evidence import Evidence, evidence, noise
+from interp.attributes.panel import became, by_chance, checks, hits_of, matrix, read_by
 from interp.data.attributes import attributes
 from interp.gradients.spectrum import centroid, radial
 from interp.models.each import at_once, each
-from interp.models.model import Model, judges_between, judges_of, model_coords
+from interp.models.model import Model, judges_between, judges_of, model_coords, twins
 from interp.models.randomise import fully_randomised
-from interp.result import with_interval
-from interp.stats import Running, bootstrap
 from interp.types import Batch, Images, InputError, Labels, pixels
 
 BLUR = 2.0  # width of the blurred control, in pixels of a 32-pixel image
@@ -41,7 +38,8 @@ _LOOKS = (*appearance.MEASURES, *edges.MEASURES)
 class Plan:
     """toward, away: the attacks. groups: which measures are asked for. examples: images of which pictures are kept.
 
-    randomised: images that networks with random parameters see. attributes: the source of what classes have.
+    randomised: images that networks with random parameters see. attributes: the source of what classes have. judges: who reads
+    perturbations beside the models.
     """
 
     toward: PGD
@@ -51,6 +49,11 @@ class Plan:
     chunk: int
     randomised: int
     attributes: str = ""
+    judges: tuple[Model, ...] = ()
+
+    @property
+    def eps(self) -> tuple[float, float]:
+        return self.toward.eps, self.away.eps
 
 
 @dataclass(eq=False)
@@ -69,17 +72,17 @@ class Seen:
 
 def gather(models: Sequence[Model], batch: Batch, goals: Labels, plan: Plan) -> Seen:
     """All measures of single images that the plan's groups ask for, each with its control's values on the same images."""
-    seen = Seen()
-    probes = _probes(models, batch, plan, seen)
+    seen, panel = Seen(), [*models, *plan.judges]
+    probes = _probes(panel, batch, plan, seen)
     known = aligned.references(batch.images, batch.labels, models[0].card.num_classes)
     found: dict[tuple[str, str], list[list[np.ndarray]]] = {}
     spectra: list[list[Tensor]] = []
     pictures: list[list[tuple[Tensor, ...]]] = [[] for _ in models]
     with tqdm(total=len(models) * len(batch), desc="attributes", leave=False) as bar:
         for first in range(0, len(batch), plan.chunk):
-            piece = _piece(models, batch, goals, known, first, plan)
+            piece = _piece(panel, batch, goals, known, first, plan)
             for m, e in _made(models, piece, first, plan):
-                for kind, of in _of_model(models, m, piece, e, probes, plan).items():
+                for kind, of in _of_model(panel, m, piece, e, probes, plan).items():
                     for name, v in of.items():
                         found.setdefault((kind, name), [[] for _ in models])[m].append(np.asarray(v, np.float64))
                 spectra.append([radial(e.toward)[1], radial(piece.nothing.toward)[1]])
@@ -91,16 +94,19 @@ def gather(models: Sequence[Model], batch: Batch, goals: Labels, plan: Plan) -> 
     seen.values, seen.control = ({n: v for (kind, n), v in joined.items() if kind == k} for k in ("value", "control"))
     names = {name.partition("/")[0] for kind, name in joined if kind == "beside"}
     seen.beside = {n: np.stack([joined["beside", f"{n}/{o}"] for o in range(len(models))], 1) for n in names}
-    seen.control["became"] = _by_chance(joined, models)
+    reads = {j: joined["aside", f"became/{j}"] for j in range(len(panel))}
+    seen.control["became"] = by_chance(joined["aside", "new"], reads, panel)
     if "appearance" in plan.groups:
         seen.control |= _unlearnt(models, batch, goals, plan, seen.values)
-    checks_of = {name: joined["check", name] for name in classify.CONTROLS}
-    seen.extras |= _matrices(joined, models) | _checks(checks_of, len(models)) | _spectra(spectra, len(models))
+    for name, called in (("classified", "classified_by"), ("transferred", "transferred_to")):
+        block = np.stack([joined["by", f"{name}/{j}"] for j in range(len(panel))], 1)
+        seen.extras |= matrix(called, block) | {f"{name}_own": ("model", block.mean(2).diagonal().copy())}
+    seen.extras |= checks({name: v for (kind, name), v in joined.items() if kind == "check"}) | _spectra(spectra, len(models))
     seen.extras |= _examples(batch.images[: plan.examples], [[torch.cat(of) for of in zip(*p, strict=True)] for p in pictures])
     if probes:
-        reasons = [write.why([probes[j] for j in judges_of(models, m)], goals) for m in range(len(models))]
+        reasons = [write.why([probes[j] for j in judges_of(panel, m)], goals) for m in range(len(models))]
         seen.extras |= ({"why_written": ("model", reasons)} if any(reasons) else {}) | _read_attributes(probes)
-        seen.extras |= _fates(joined.get(("change", "all")), probes[0], batch, goals)
+        seen.extras |= _fates(joined.get(("change", "all")), probes[0], batch, goals, twins(models))
     return seen
 
 
@@ -125,16 +131,16 @@ class _Piece:
     wrote: dict[tuple[int, ...], dict[str, np.ndarray]] = field(default_factory=dict)
 
 
-def _piece(models: Sequence[Model], batch: Batch, goals: Labels, known: aligned.References, first: int, plan: Plan) -> _Piece:
+def _piece(panel: Sequence[Model], batch: Batch, goals: Labels, known: aligned.References, first: int, plan: Plan) -> _Piece:
     at = slice(first, first + plan.chunk)
     x, y, goal = batch.images[at], batch.labels[at], goals[at]
     nothing = noise(x, toward=plan.toward, away=plan.away, first=first)
-    everyone = range(len(models))
-    read, blur = _read(models, everyone, (x, blurred(x, BLUR * x.shape[-1] / 32)))
+    everyone = range(len(panel))
+    read, blur = read_by(panel, everyone, (x, blurred(x, BLUR * x.shape[-1] / 32)))
     right = read == y
-    empty = _hits(models, None, x, y, goal, nothing, right, plan, by=everyone)
+    empty = hits_of(panel, None, x, y, goal, nothing, right, eps=plan.eps, by=everyone)
     blur = (blur == goal).float()
-    other = another(goal, y, models[0].card.num_classes)
+    other = another(goal, y, panel[0].card.num_classes)
     moves = {name: aligned.directions(x, to, known) for name, to in (("goal", goal), ("other", other))}
     return _Piece(list(range(first, first + len(x))), x, y, goal, nothing, right, empty, blur, moves)
 
@@ -151,25 +157,26 @@ def _made(models: Sequence[Model], piece: _Piece, first: int, plan: Plan) -> Ite
 
 
 def _of_model(
-    models: Sequence[Model], m: int, piece: _Piece, e: Evidence, probes: list[write.Probes], plan: Plan
+    panel: Sequence[Model], m: int, piece: _Piece, e: Evidence, probes: list[write.Probes], plan: Plan
 ) -> dict[str, dict[str, Any]]:
     """By kind and name what is found of one model in some images, (n,) or (n, …).
 
     value, control; beside: NAME/other, the values by judges that the other has too; check, by (NAME/judge), aside (what the
     control of `became` takes), change (of attributes).
     """
-    x, goal, judges = piece.x, piece.goal, tuple(judges_of(models, m))
-    hits = _hits(models, m, x, piece.y, goal, e, piece.right, plan, by=range(len(models)))
-    unread, both = among(piece.empty, judges), [tuple(judges_between(models, m, o)) for o in range(len(models))]
-    checks = among({"noise": piece.empty["classified"], "blurred image": piece.blur}, judges) | among(hits, judges)
+    x, goal, judges = piece.x, piece.goal, tuple(judges_of(panel, m))
+    hits = hits_of(panel, m, x, piece.y, goal, e, piece.right, eps=plan.eps, by=range(len(panel)))
+    compared = len(panel) - len(plan.judges)
+    unread, both = among(piece.empty, judges), [tuple(judges_between(panel, m, o)) for o in range(compared)]
+    checked = among({"noise": piece.empty["classified"], "blurred image": piece.blur}, judges) | among(hits, judges)
     kinds: dict[str, dict[str, Any]] = {
         "value": _looks(e, x) | _points(e, piece.moves),
         "control": {k.name: unread[k.name] for k in classify.MEASURES}
         | _looks(piece.nothing, x)
         | _points(piece.nothing, piece.moves),
-        "check": {name: checks[name] for name in classify.CONTROLS},
-        "by": {f"{name}/{j}": hits[name][j] for name in ("classified", "transferred") for j in range(len(models))},
-        "aside": {f"became/{j}": hits["became class"][j] for j in range(len(models))} | {"new": _new(e, piece.y)},
+        "check": {name: checked[name] for name in classify.CONTROLS},
+        "by": {f"{name}/{j}": hits[name][j] for name in ("classified", "transferred") for j in range(len(panel))},
+        "aside": {f"became/{j}": hits["became class"][j] for j in range(len(panel))} | {"new": became(e, piece.y)},
     }
     read: dict[tuple[int, ...], dict[str, Any]] = {}
     for by in {judges, *both}:
@@ -193,26 +200,6 @@ def _of_model(
     return kinds
 
 
-def _new(e: Evidence, y: Labels) -> Tensor:
-    """The class (n,) that each image became, NaN where it is what it was."""
-    return torch.where(e.reads == y, torch.nan, e.reads.double()) if e.reads is not None else torch.full(y.shape, torch.nan)
-
-
-def _by_chance(joined: dict[tuple[str, str], np.ndarray], models: Sequence[Model]) -> np.ndarray:
-    """What `became` is where readings have nothing to do with images: how often a model's images become the class that is read.
-
-    (model, image), a mean over the model's judges; NaN where an image is what it was.
-    """
-    rows = []
-    for m, new in enumerate(joined["aside", "new"]):
-        known = np.isfinite(new)
-        often = np.bincount(new[known].astype(int), minlength=models[m].card.num_classes) / max(1, int(known.sum()))
-        reads = [joined["aside", f"became/{j}"][m] for j in judges_of(models, m)]
-        hits = [np.where(known, often[np.where(known, read, 0).astype(int)], np.nan) for read in reads]
-        rows.append(np.mean(hits, 0) if hits else np.full(len(new), np.nan))
-    return np.stack(rows)
-
-
 def _read_attributes(probes: Sequence[write.Probes]) -> dict[str, object]:
     """attribute_read (judge, attribute): held-out balanced accuracy of each judge's probe; attribute_kept: whether it is used."""
     block = np.array([[(at.mean, at.low, at.high) for at in p.accuracy] for p in probes])
@@ -222,13 +209,13 @@ def _read_attributes(probes: Sequence[write.Probes]) -> dict[str, object]:
     return found | {"attribute_kept": (dims, kept)}
 
 
-def _probes(models: Sequence[Model], batch: Batch, plan: Plan, seen: Seen) -> list[write.Probes]:
-    """Every model's probes of the classes' attributes, as a judge; none, with the reason, where they cannot be fitted."""
+def _probes(panel: Sequence[Model], batch: Batch, plan: Plan, seen: Seen) -> list[write.Probes]:
+    """Every judge's probes of the classes' attributes; none, with the reason, where they cannot be fitted."""
     if "written" not in plan.groups:
         return []
     try:
-        table = attributes(batch.classes or models[0].card.labels, source=plan.attributes)
-        return each(lambda model: write.fit(model, batch.images, batch.labels, table, chunk=plan.chunk), models, desc="probes")
+        table = attributes(batch.classes or panel[0].card.labels, source=plan.attributes)
+        return each(lambda model: write.fit(model, batch.images, batch.labels, table, chunk=plan.chunk), panel, desc="probes")
     except InputError as reason:
         seen.why["written"] = str(reason)
         return []
@@ -237,52 +224,6 @@ def _probes(models: Sequence[Model], batch: Batch, plan: Plan, seen: Seen) -> li
 def _wrote(moved: write.Moved) -> dict[str, np.ndarray]:
     goal = moved.written - moved.shuffled
     return {"written": moved.written, "written_goal": goal, "precision": moved.precision, "recall": moved.recall}
-
-
-def _hits(
-    models: Sequence[Model],
-    m: int | None,
-    x: Images,
-    y: Labels,
-    goal: Labels,
-    e: Evidence,
-    right: Tensor,
-    plan: Plan,
-    *,
-    by: Sequence[int],
-) -> dict[str, Tensor]:
-    """What judges (judges, n) read in the perturbations of model m, or of noise: 1 a hit, 0 none, NaN undefined or not asked.
-
-    by: who reads δ and x + δ toward the goal; the rest is read by those who may judge m.
-    """
-    classes, judges = models[0].card.num_classes, judges_of(models, m)
-    new = another(y, y, classes) if e.reads is None else e.reads  # noise turns no image into another class: the next in order
-    shown, moved = _read(models, by, (as_image(e.toward, plan.toward.eps), x + e.toward))
-    rest = (as_image(-e.toward, plan.toward.eps), x + e.away, as_image(e.away, plan.away.eps), as_image(-e.away, plan.away.eps))
-    flipped, after, became, removed = _read(models, judges, rest)
-    hits = {
-        "classified": (shown, shown == goal),
-        "another target": (shown, shown == another(goal, y, classes)),
-        "sign flipped": (flipped, flipped == goal),
-        "transferred": (moved, moved == goal),
-        "became": (became.where(new != y, _UNREAD), became == new),
-        "became class": (became.where(new != y, _UNREAD), became),
-        "removed": (removed, removed == y),
-        "fooled": (after.where(right, _UNREAD), after != y),
-    }
-    return {name: torch.where(read == _UNREAD, torch.nan, hit.float()) for name, (read, hit) in hits.items()}
-
-
-_UNREAD = -1
-
-
-def _read(models: Sequence[Model], by: Sequence[int], pictures: Sequence[Images]) -> tuple[Labels, ...]:
-    """For each of some batches of n pictures the classes (models, n) that those models read in it, −1 for all others."""
-    found = torch.full((len(models), len(pictures), len(pictures[0])), _UNREAD)
-    if by:
-        shown = torch.cat([p.clamp(0, 1) for p in pictures])
-        found[list(by)] = choices([models[j] for j in by], shown).view(len(by), len(pictures), -1)
-    return found.unbind(1)
 
 
 def _looks(e: Evidence, x: Images) -> dict[str, Tensor]:
@@ -337,28 +278,6 @@ def _points(e: Evidence, moves: dict[str, tuple[Tensor, Tensor]]) -> dict[str, T
     }
 
 
-def _matrices(joined: dict[tuple[str, str], np.ndarray], models: Sequence[Model]) -> dict[str, object]:
-    """Generator × judge, means with intervals; the diagonal, what each reads in its own, also apart."""
-    out: dict[str, object] = {}
-    n, count = next(iter(joined.values())).shape[1], len(models)
-    for name, called in (("classified", "classified_by"), ("transferred", "transferred_to")):
-        block = np.stack([joined["by", f"{name}/{j}"] for j in range(count)], 1)  # (generator, judge, image)
-        intervals = [bootstrap(v) for row in block for v in row]
-        attrs = {"unit": "share", "better": "none", "n": n, "long_name": called.replace("_", " ")}
-        out |= with_interval(called, ("model", "judge"), intervals, (count, count), **attrs)
-        out[f"{name}_own"] = ("model", block.mean(2).diagonal().copy())
-    return out
-
-
-def _checks(joined: dict[str, np.ndarray], count: int) -> dict[str, object]:
-    block = np.stack([joined[name] for name in classify.CONTROLS], 1)  # (model, check, image)
-    spans = np.array([bootstrap(v) for row in block for v in row]).reshape(count, len(classify.CONTROLS), 3)
-    ends = ("", "_low", "_high")
-    return {f"classified_controls{end}": (("model", "check"), spans[..., k]) for k, end in enumerate(ends)} | {
-        "check": ("check", list(classify.CONTROLS))
-    }
-
-
 def _spectra(pieces: list[list[Tensor]], count: int) -> dict[str, object]:
     """Mean share of δ's energy by frequency, of each model and of noise; pieces go round the models."""
     of_models = np.stack([torch.cat([p[0] for p in pieces[m::count]]).mean(0).numpy() for m in range(count)])
@@ -377,39 +296,22 @@ def _examples(x: Images, pictures: list[list[Tensor]]) -> dict[str, object]:
     }
 
 
-def _fates(change: np.ndarray | None, probes: write.Probes, batch: Batch, goals: Labels) -> dict[str, object]:
-    """attribute_change (model, attribute, fate): mean change of each attribute where it should appear, vanish or stay."""
+def _fates(
+    change: np.ndarray | None, probes: write.Probes, batch: Batch, goals: Labels, pairs: Sequence[tuple[int, int]]
+) -> dict[str, object]:
+    """attribute_change (model, attribute, fate): mean change of each attribute where it should appear, vanish or stay.
+
+    attribute_more: whether a robust model moves it as is due, further than its standard twin.
+    """
     if change is None:
         return {}
     had, will = probes.has[:, batch.labels].T, probes.has[:, goals].T
     tables = [write.by_fate(torch.as_tensor(of), had, will, torch.arange(len(batch)))[0] for of in change]
     dims, block = ("model", "attribute", "fate"), np.stack(tables)
+    more = np.zeros(block.shape[:3], bool)
+    more[:, :, :2] = write.more(change, had.numpy(), will.numpy(), pairs)
     return {f"attribute_change{end}": (dims, block[..., k]) for k, end in enumerate(("", "_low", "_high"))} | {
         "attribute": ("attribute", list(probes.names)),
         "fate": ("fate", list(write.FATES)),
+        "attribute_more": (dims, more),
     }
-
-
-def sweep(models: Sequence[Model], batch: Batch, goals: Labels, sizes: Sequence[float], plan: Plan) -> dict[str, object]:
-    """The measures of perturbations as ε grows, with half the plan's steps: sweep_NAME (model, eps) with intervals."""
-    toward, away = (dataclasses.replace(a, steps=max(1, a.steps // 2), step_size=None) for a in (plan.toward, plan.away))
-    x, y = batch.images, batch.labels
-    right, spans = choices(models, x) == y, np.empty((len(classify.MEASURES), len(models), len(sizes), 3))
-    for k, eps in enumerate(tqdm(sizes, desc="ε", leave=False)):
-        at = dataclasses.replace(plan, toward=at_eps(toward, eps), away=at_eps(away, eps))
-        for m, e in enumerate(each(partial(_moved, x=x, y=y, goals=goals, plan=at), models)):
-            judges = judges_of(models, m)
-            read = among(_hits(models, m, x, y, goals, e, right, at, by=judges), judges)
-            spans[:, m, k] = [bootstrap(read[measure.name].numpy()) for measure in classify.MEASURES]
-    out: dict[str, object] = {"eps": ("eps", list(sizes))}
-    for measure, block in zip(classify.MEASURES, spans, strict=True):
-        ends = zip(("", "_low", "_high"), np.moveaxis(block, 2, 0), strict=True)
-        out |= {f"sweep_{measure.name}{end}": (("model", "eps"), values, {"n": len(batch)}) for end, values in ends}
-    return out
-
-
-def _moved(model: Model, x: Images, y: Labels, goals: Labels, plan: Plan) -> Evidence:
-    """Perturbations alone, without gradients."""
-    chunk, nothing = together(x, plan.chunk), torch.zeros(0)
-    moved, left = (attack(model, x, to, a, chunk=chunk) for to, a in ((goals, plan.toward), (y, plan.away)))
-    return Evidence(moved.x.cpu() - x, left.x.cpu() - x, Running(), nothing, nothing, nothing, left.logits.argmax(1).cpu())

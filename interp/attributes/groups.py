@@ -20,19 +20,23 @@ from interp.attacks.search import attack
 from interp.attacks.starts import uniform
 from interp.attention.maps import enlarge
 from interp.attention.readings import read
-from interp.attributes import aligned, concepts, discovery, localise, shape
+from interp.attributes import aligned, concepts, discovery, localise, matching, shape
 from interp.attributes.evidence import together
 from interp.attributes.table import Column
-from interp.data.concepts import FAMILIES, family, photographs
+from interp.data.concepts import FAMILIES, deal, family, photographs
 from interp.data.conflicts import cue_conflict_folder
 from interp.data.source import images
 from interp.data.synthetic import shapes
+from interp.gradients.layers import LAST
 from interp.models.each import each
-from interp.models.model import Model, judges_between, judges_of
+from interp.models.model import Model, judges_between, judges_of, model_coords
 from interp.models.randomise import fully_randomised
 from interp.result import Measure
+from interp.stats import bootstrap
 from interp.types import Batch, InputError, Labels, pixels
 
+OF_A_FAMILY, SHUFFLED = "random parts of a family", "features shuffled over places"
+ENDS = ("", "_low", "_high")
 FEWEST_IMAGES = 20
 """Images without which concepts are not compared: their units are concepts, whose spread says nothing of few images."""
 
@@ -87,14 +91,15 @@ def shape_or_texture(models: Sequence[Model], batch: Batch, _goals: Labels, size
     """What is left of the right answers when shape or texture is taken away, and which a read-out follows in drawn conflicts."""
     rows, few = _named(shape.MEASURES, "shape_"), batch[: sizes.shaped]
     cutoffs, chance = shape.ladder(few.images.shape[-1]), 1 / models[0].card.num_classes
-    kept, nothing, halves, curves = [], [], [], []
+    kept: list[dict[str, np.ndarray]] = []
+    nothing: list[dict[str, np.ndarray]] = []
+    curves = []
     found = each(lambda m: (shape.decisions(m, few, chunk=chunk), shape.drawn_cues(m, chunk=chunk)), models, desc="shape")
     drawn = [cues for _, cues in found]
     for decided, _ in found:
         rights = shape.right(decided, few.labels)
-        kept.append(shape.kept(rights))
-        nothing.append(shape.kept(shape.control(decided, few.labels)))
-        halves.append(shape.cutoff(rights, cutoffs, chance=chance)[0])
+        for found_in, of in ((kept, rights), (nothing, shape.control(decided, few.labels))):
+            found_in.append(shape.kept(of) | {"cutoff": shape.cutoff(of, cutoffs, chance=chance)})
         curves.append([np.pad(shape.curve(rights, band), ((len(cutoffs) - len(shape.curve(rights, band)), 0), (0, 0)),
                               constant_values=np.nan) for band in ("low", "high")])  # fmt: skip
     against = "the label of another image"
@@ -102,7 +107,7 @@ def shape_or_texture(models: Sequence[Model], batch: Batch, _goals: Labels, size
         Column(rows[name], np.stack([k[name] for k in kept]), np.stack([k[name] for k in nothing]), against, "shaped")
         for name in kept[0]
     ]
-    level = {"cue_bias": 0.5, "cue_decided": 0.25, "cue_consistent": 0.0}
+    level = {"cue_bias": 0.5, "cue_decided": 0.25, "cue_consistent": 0.0, "cue_silhouette": 0.0}
     for name, at in level.items():
         values = np.stack([d[name] for d in drawn])
         columns.append(Column(rows[name], values, np.full_like(values, at), f"chance, {at:g}", "stimulus"))
@@ -110,11 +115,10 @@ def shape_or_texture(models: Sequence[Model], batch: Batch, _goals: Labels, size
         conflict = cue_conflict_folder(sizes.cues, preprocess=models[0].card.preprocess)
         values = np.stack(each(lambda m: shape.cue_conflict(m, conflict, chunk=chunk)["shape_bias"], models))
         columns.append(Column(rows["shape_bias"], values, np.full_like(values, 0.5), "chance, 0.5", "conflict"))
-    block, ends = np.array(curves), ("", "_low", "_high")  # (model, band, cutoff, 3)
+    block = np.array(curves)  # (model, band, cutoff, 3)
     extras: dict[str, object] = {
-        f"accuracy_by_band{end}": (("model", "band", "cutoff"), block[..., k]) for k, end in enumerate(ends)
+        f"accuracy_by_band{end}": (("model", "band", "cutoff"), block[..., k]) for k, end in enumerate(ENDS)
     }
-    extras |= {f"shape_cutoff{end}": ("model", np.array(halves)[:, k]) for k, end in enumerate(ends)}
     return columns, extras | {"cutoff": ("cutoff", list(cutoffs)), "band": ("band", ["low-pass", "high-pass"])}
 
 
@@ -122,10 +126,12 @@ def named_concepts(models: Sequence[Model], batch: Batch, _goals: Labels, sizes:
     """TCAV, at the last layer and half-way: how far classes depend on concepts, each told from the others of its family.
 
     Families are those of `interp.data.concepts`, and the classes of `sizes.concepts`; random parts of a family are its control.
+    Sensitivities are means over the concepts that a model tells from the others, or, of two models, that both do. concept_told
+    (model, concept): whether it does; concept_score: see `concepts.Sensitivity`.
     """
     few, photos = batch[: sizes.tested], _photographs(models[0], sizes.concepts)
     if len(few) < FEWEST_IMAGES:
-        raise InputError(f"concepts came with {len(few)} images; expected {FEWEST_IMAGES} at least, to say how they vary")
+        raise InputError(f"{_count(few)} came; expected {FEWEST_IMAGES} at least, to say how they vary: raise n")
     depths = _depths(models)
 
     def run(model: Model) -> list[list[concepts.Sensitivity]]:
@@ -145,39 +151,59 @@ def named_concepts(models: Sequence[Model], batch: Batch, _goals: Labels, sizes:
         rows = _named(concepts.MEASURES, f"concept_{depth}")
         if depth:
             rows = {k: dataclasses.replace(m, title=f"{m.title}, half-way") for k, m in rows.items()}
-        strength, blind = _beside(found, lambda f: np.abs(f.sensitivity))
-        kinds = {"sensitivity": (strength.mean(2), blind.mean(2), "tested")} | {
-            name: (*_beside(found, of), "concept")
-            for name, of in (("significant", lambda f: f.depending), ("told_apart", lambda f: f.accuracy.mean(1)))
-        }
-        columns += [
-            Column(rows[name], own, other, "random parts of a family", unit) for name, (own, other, unit) in kinds.items()
-        ]
+        told = _beside(found, lambda f: f.told)[0].astype(bool)
+        sensitivity = _sensitivity(rows["sensitivity"], *_beside(found, lambda f: np.abs(f.sensitivity)), told)
+        columns.append(sensitivity)
+        for name, of in (("significant", lambda f: f.depending), ("told_apart", lambda f: f.accuracy.mean(1))):
+            columns.append(Column(rows[name], *_beside(found, of), OF_A_FAMILY, "concept"))
         scores = np.stack([np.concatenate([f.score[:-1] for f in of]) for of in found])
         extras[f"concept_{depth}score"] = (("model", "concept", "tested_class"), scores)
-        extras |= _why(rows["sensitivity"].name, ["; ".join(dict.fromkeys(f.why for f in of if f.why)) for of in found])
+        extras[f"concept_{depth}told"] = (("model", "concept"), told)
+        blank = np.isnan(sensitivity.values).all(1)
+        reasons = ["; ".join(dict.fromkeys(f.why for f in of if f.why)) * bool(b) for of, b in zip(found, blank, strict=True)]
+        extras |= _why(sensitivity.measure.name, reasons)
     return columns, extras
+
+
+def _sensitivity(measure: Measure, strength: np.ndarray, blind: np.ndarray, told: np.ndarray) -> Column:
+    """Means of values (model, image, concept) and of the control over told concepts (model, concept); of pairs, told by both."""
+    shared = told[:, None] & told[None]
+    own, control = (_over(v, told[:, None]) for v in (strength, blind))
+    return Column(measure, own, control, OF_A_FAMILY, "tested", _over(strength[:, None], shared[:, :, None]))
+
+
+def _over(values: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Means over the last axis where a mask is true; NaN where it is nowhere."""
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.where(mask, values, 0).sum(-1) / mask.sum(-1))
+
+
+def _count(batch: Batch) -> str:
+    return "1 image" if len(batch) == 1 else f"{len(batch)} images"
 
 
 def _depths(models: Sequence[Model]) -> dict[str, Callable[[Model], str]]:
     """Part of a measure's name → the layer of a model; the middle where every model has one that is known."""
-    found: dict[str, Callable[[Model], str]] = {"": lambda _: concepts.LAST}
+    found: dict[str, Callable[[Model], str]] = {"": lambda _: LAST}
     try:
         return found | {"middle_": concepts.middle} if [concepts.middle(m) for m in models] else found
     except InputError:
         return found
 
 
-def _families(size: int) -> Iterator[Batch]:
-    """Pictures of the drawn concepts, a family at a time: at 224 pixels they would take a gigabyte together."""
-    for names in FAMILIES.values():
-        yield family(names, concepts.RUNS * concepts.PICTURES, size, seed=0)
+def _families(size: int) -> Iterator[Iterator[Batch]]:
+    """Pictures of the drawn concepts, a family and in it a run at a time."""
+    n = concepts.pictures_of(size)
+    return ((family(names, n, size, seed=run) for run in range(concepts.RUNS)) for names in FAMILIES.values())
 
 
-def _photographs(model: Model, source: str) -> list[Batch]:
-    """The classes of a source that are to be concepts, if there is a source."""
-    least, most = (concepts.RUNS * n for n in (concepts.FEWEST, concepts.PICTURES))
-    return [photographs(source, preprocess=model.card.preprocess, least=least, most=most, seed=0)] if source else []
+def _photographs(model: Model, source: str) -> list[list[Batch]]:
+    """The classes of a source that are to be concepts, dealt to the runs, if there is a source."""
+    if not source:
+        return []
+    preprocess = model.card.preprocess
+    least, most = (concepts.RUNS * n for n in (concepts.FEWEST, concepts.pictures_of(preprocess.size)))
+    return [deal(photographs(source, preprocess=preprocess, least=least, most=most, seed=0), concepts.RUNS)]
 
 
 def _beside(
@@ -198,40 +224,71 @@ def _why(name: str, reasons: Sequence[str]) -> dict[str, object]:
 def found_concepts(models: Sequence[Model], batch: Batch, _goals: Labels, sizes: Sizes, chunk: int) -> Found:
     """Non-negative parts of a late layer's features, and how far models share them.
 
-    How many concepts 90 % of the features take is one number per model, with its interval, beside the table.
+    concepts_needed, _low, _high (model): the row of that name as whole numbers, and _shuffled, of its control; where that was not
+    reached the row takes the least that it can be. cka, cka_low, cka_high, best_match (model, other). concept_crop: where parts
+    lie.
     """
-    rows, few = _named(discovery.MEASURES, "discovery_"), batch[: sizes.factorised]
+    rows, few = _named((*discovery.MEASURES, *matching.MEASURES), "discovery_"), batch[: sizes.factorised]
+    if len(few) < matching.FEWEST:
+        raise InputError(f"{_count(few)} came; expected {matching.FEWEST} at least, to leave one out: raise n")
     found, shuffled = (
         [discovery.discover(model, few.images, shuffled=s, chunk=chunk) for model in tqdm(models, desc="discovery", leave=False)]
         for s in (False, True)
     )
-    explained, control = (np.stack([f.explained for f in of]) for of in (found, shuffled))
-    cka, matches = discovery.shared(found)
-    columns = [Column(rows["explained"], explained, control, "features shuffled over places", "factorised")]
-    extras: dict[str, object] = {
-        "cka": (("model", "other"), cka),
+    values = {
+        "concepts_needed": [np.stack([f.needed.values for f in found]), np.stack([f.needed.bound for f in shuffled])],
+        "explained": [np.stack([f.explained for f in of]) for of in (found, shuffled)],
+    }
+    columns = [Column(rows[name], own, control, SHUFFLED, "factorised") for name, (own, control) in values.items()]
+    columns[0] = dataclasses.replace(columns[0], beside=_within(models, columns[0].values))
+    cka, matches = matching.shared([f.features for f in found], [f.by_image for f in found])
+    spans = np.array([[bootstrap(v) for v in row] for row in cka])
+    extras: dict[str, object] = {f"cka{end}": (("model", "other"), spans[..., k]) for k, end in enumerate(ENDS)}
+    extras |= {
         "best_match": (("model", "other"), matches),
         "concept_crop": (
             ("model", "part", "top", "crop_y", "crop_x", "channel"),
             np.stack([discovery.crops(few.images, f, size=few.images.shape[-1] // 2) for f in found]),
         ),
     }
+    if len(models) > 1:
+        strange, _ = matching.shared([f.features for f in found], [f.by_image for f in found], seed=1)
+        columns.append(_likeness(rows["shared"], cka, strange))
     for name, of in (("concepts_needed", found), ("concepts_needed_shuffled", shuffled)):
-        spans = np.array([(f.needed.k, f.needed.low, f.needed.high) for f in of])
-        extras |= {f"{name}{end}": ("model", spans[:, k]) for k, end in enumerate(("", "_low", "_high"))}
+        ends = np.array([(f.needed.k, f.needed.low, f.needed.high) for f in of])
+        extras |= {f"{name}{end}": ("model", ends[:, k]) for k, end in enumerate(ENDS)}
         extras |= _why(name, [f.needed.why for f in of])
     return columns, extras
 
 
-def pictures(models: Sequence[Model], batch: Batch, _goals: Labels, sizes: Sizes, chunk: int) -> Found:
-    """Pictures drawn from noise toward every class: what independent judges read in them, and how they differ."""
+def _within(models: Sequence[Model], values: np.ndarray) -> np.ndarray:
+    """Values (model, other, unit) that only models of one architecture, whose features are as many, are compared by."""
+    groups = np.array(model_coords(models)["group"][1])
+    return np.where((groups[:, None] == groups[None])[..., None], values[:, None], np.nan)
+
+
+def _likeness(measure: Measure, cka: np.ndarray, strange: np.ndarray) -> Column:
+    """Means over the other models of CKA (model, model, image), as it is and with images in another order."""
+    other = ~np.eye(len(cka), dtype=bool)
+    own, control = (_over(v.swapaxes(1, 2), other[:, None]) for v in (cka, strange))
+    rest = other[:, None] & other[None]  # of two models: who is neither
+    return Column(
+        measure, own, control, "images in another order", "factorised", _over(cka.swapaxes(1, 2)[:, None], rest[:, :, None])
+    )
+
+
+def pictures(
+    models: Sequence[Model], batch: Batch, _goals: Labels, sizes: Sizes, chunk: int, *, judges: Sequence[Model] = ()
+) -> Found:
+    """Pictures drawn from noise toward every class: what judges read in them, and how they differ."""
+    panel = [*models, *judges]
     rows, classes = _named(aligned.MEASURES, "picture_"), models[0].card.num_classes
     if classes > 20:
         raise InputError(f"the models have {classes} classes; pictures are drawn toward all of at most 20")
     targets = torch.arange(classes).repeat(sizes.seeds)
     x = uniform((len(targets), 3, *batch.images.shape[2:]), seed=sizes.synthesis.seed)
-    if len(models) < 2:
-        raise InputError("pictures are read by other models; give at least two")
+    if len(panel) < 2:
+        raise InputError("pictures are read by other models; give at least two, or judges")
     at_a_time = together(x, chunk)
     made = each(lambda m: attack(m, x, targets, sizes.synthesis, chunk=at_a_time).x.cpu(), models, desc="pictures")
 
@@ -241,7 +298,7 @@ def pictures(models: Sequence[Model], batch: Batch, _goals: Labels, sizes: Sizes
         seen = ((judge.read(of, chunk=chunk), aligned.penultimate(judge, of, chunk=chunk)) for of in (x, *made))
         return [(logits, aligned.diversity(features, targets, real, batch.labels)) for logits, features in seen]
 
-    readings = each(judged, models)
+    readings = each(judged, panel)
 
     def read(of: int, by: Sequence[int]) -> dict[str, np.ndarray]:
         """What some judges read in the noise, 0, or in what model of − 1 drew; NaN without judges."""
@@ -253,9 +310,9 @@ def pictures(models: Sequence[Model], batch: Batch, _goals: Labels, sizes: Sizes
 
     every = range(len(models))
     own, blank = (
-        [read(of, judges_of(models, m)) for m, of in enumerate(ofs)] for ofs in ([m + 1 for m in every], [0 for _ in every])
+        [read(of, judges_of(panel, m)) for m, of in enumerate(ofs)] for ofs in ([m + 1 for m in every], [0 for _ in every])
     )
-    beside = [[read(m + 1, judges_between(models, m, o)) for o in every] for m in every]
+    beside = [[read(m + 1, judges_between(panel, m, o)) for o in every] for m in every]
     columns = [
         Column(
             rows[name], np.stack([v[name] for v in own]), np.stack([v[name] for v in blank]), "the noise drawn from", "picture",

@@ -14,7 +14,8 @@
 3. Drawn cue conflicts, whatever the model's classes, `drawn_cues`: a linear read-out of the last linear layer's input learns 8
    classes of which shape and texture say the same, and then sees stimuli in which they disagree. After Hermann et al.,
    arXiv 1911.09071, who decode shape and texture from features one at a time; here both are there to be used, and it counts
-   which one is. Another drawing of the stimuli (seed) moved it by up to 0.05: compare models on one seed.
+   which one is. It also reads silhouettes, of which no texture is left: those of images need masks, and drawn shapes are no
+   classes of most models. Another drawing of the stimuli (seed) moved it by up to 0.05: compare models on one seed.
 
 None is better higher or lower. Controls: with labels of other images (`control`) 1 is at chance; a model that does not see its
 input has shape bias ½; a randomised network (`interp.models.randomise.fully_randomised`) goes through 3 as it is.
@@ -37,7 +38,7 @@ from interp.data.transforms import band_limited, edges, patch_shuffle, silhouett
 from interp.models.load import check_labels
 from interp.models.model import Model
 from interp.result import Measure
-from interp.stats import Interval, wilson
+from interp.stats import wilson
 from interp.types import Batch, Card, Images, InputError, Labels
 
 GRIDS = (2, 4)  # patches a side
@@ -96,6 +97,14 @@ MEASURES = (
         "consistent stimuli read",
         _DRAWN + "held-out accuracy where shape and texture agree, (accuracy − 1/8) / (1 − 1/8)",
         "after arXiv 1911.09071",
+        "share",
+        "none",
+    ),
+    Measure(
+        "cue_silhouette",
+        "silhouettes of drawn shapes read",
+        _DRAWN + "accuracy on the shapes alone, black on white, (accuracy − 1/8) / (1 − 1/8)",
+        "after arXiv 1911.09071; 1811.12231, Fig. 2",
         "share",
         "none",
     ),
@@ -198,23 +207,25 @@ def half(low: np.ndarray, clean: np.ndarray, cutoffs: tuple[float, ...], *, chan
     return np.where(target > chance, np.where(crosses, frequency, f[0]), np.nan)
 
 
-def cutoff(
-    rights: dict[str, np.ndarray], cutoffs: tuple[float, ...], *, chance: float, draws: int = 2000, seed: int = 0
-) -> tuple[Interval, np.ndarray]:
-    """`half` on all images with its 95 % percentile bootstrap over images, and the bootstrap's values (draws,).
+def cutoff(rights: dict[str, np.ndarray], cutoffs: tuple[float, ...], *, chance: float) -> np.ndarray:
+    """`half` on all images, one value per image (n,): their mean is that frequency, of each image its influence on it.
 
-    One seed draws the same images for every model: differences of two models' values are paired. NaN where undefined, and an
-    interval over the draws in which it is defined.
+    The frequency is no mean over images, but a smooth function of three accuracies, the two that it lies between and the clean
+    one: to first order a mean of these values (the infinitesimal jackknife, Efron 1982, chapter 6), which are bootstrapped and
+    compared as those of other measures are. NaN for all where undefined, and all the same where no cutoff halves the accuracy.
     """
     low, clean = _band(rights, "low"), rights["clean"]
-    n = len(clean)
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws).T / n
-    values = half(low @ weights, clean @ weights, cutoffs, chance=chance)
-    mean = float(half(low.mean(1), np.array(clean.mean()), cutoffs, chance=chance))
-    if math.isnan(mean):
-        return Interval(math.nan, math.nan, math.nan), values
-    ends = np.quantile(values[np.isfinite(values)], [0.025, 0.975])
-    return Interval(mean, float(ends[0]), float(ends[1])), values
+    means, target = low.mean(1), clean.mean() / 2
+    found = float(half(means, clean.mean(), cutoffs, chance=chance))
+    below = np.flatnonzero(means < target)
+    if math.isnan(found) or not len(below):
+        return np.full(len(clean), found)
+    f, curves, j = (*cutoffs, math.sqrt(0.5)), np.concatenate([low, clean[None]]), below[-1]
+    a, b = curves[j].mean(), curves[j + 1].mean()
+    moved_a, moved_b, moved = (v - v.mean() for v in (curves[j], curves[j + 1], clean / 2))
+    return np.asarray(
+        found + (f[j + 1] - f[j]) * ((b - a) * moved - (b - target) * moved_a - (target - a) * moved_b) / (b - a) ** 2
+    )
 
 
 def cue_classes(card: Card, cues: tuple[str, ...]) -> Tensor:
@@ -282,8 +293,9 @@ def drawn_cues(
     Logistic regression (L2, C = 1) on the standardised input of the last linear layer, trained on `train` sets of 56 stimuli in
     which shape k is filled by texture k. Rows over the `test` · 56 stimuli, the same for every model of one size: cue_consistent,
     on held-out consistent stimuli, (right − 1/8) / (1 − 1/8); cue_decided, on conflicts, 1 for a decision for either cue;
-    cue_bias, of these 1 for shape and 0 for texture, else NaN. All of cue_bias is NaN where `unread` says why. Raises InputError
-    for less than one set and for a model without linear layers. Limit: bias tends to ½ as cue_decided falls to its chance, 2/8.
+    cue_bias, of these 1 for shape and 0 for texture, else NaN; cue_silhouette, on the held-out shapes in black on white, as
+    cue_consistent. All of cue_bias and cue_silhouette is NaN where `unread` says why. Raises InputError for less than one set and
+    for a model without linear layers. Limit: bias tends to ½ as cue_decided falls to its chance, 2/8.
     """
     from sklearn.linear_model import LogisticRegression  # only here: every command would wait for it to be imported
     from sklearn.pipeline import make_pipeline
@@ -295,13 +307,16 @@ def drawn_cues(
     readout = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000)).fit(features, shapes)
     features, shapes, _ = _read(model, range(train, train + test), seed=seed, chunk=chunk, agree=True)
     consistent = readout.predict(features) == shapes
+    features, shapes, _ = _read(model, range(train, train + test), seed=seed, chunk=chunk, agree=True, silhouette=True)
+    alone = readout.predict(features) == shapes
     features, shapes, textures = _read(model, range(train + test, train + 2 * test), seed=seed, chunk=chunk, agree=False)
     choice = readout.predict(features)
     for_shape, decided = choice == shapes, (choice == shapes) | (choice == textures)
     chance = 1 / len(SHAPES)
-    read = (consistent - chance) / (1 - chance)
-    bias = np.where(decided & (unread(read, level=level) == ""), for_shape, np.nan)
-    return {"cue_bias": bias, "cue_decided": decided.astype(np.float64), "cue_consistent": read}
+    read, dark = ((hits - chance) / (1 - chance) for hits in (consistent, alone))
+    counts = unread(read, level=level) == ""
+    bias, dark = np.where(decided & counts, for_shape, np.nan), np.where(counts, dark, np.nan)
+    return {"cue_bias": bias, "cue_decided": decided.astype(np.float64), "cue_consistent": read, "cue_silhouette": dark}
 
 
 def unread(consistent: np.ndarray, *, level: float = LEVEL) -> str:
@@ -319,13 +334,16 @@ def unread(consistent: np.ndarray, *, level: float = LEVEL) -> str:
     )
 
 
-def _read(model: Model, sets: range, *, seed: int, chunk: int, agree: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _read(
+    model: Model, sets: range, *, seed: int, chunk: int, agree: bool, silhouette: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features (n, d), shapes (n,) and textures (n,) of sets of drawn stimuli, of which one is in memory at a time."""
     read = []
     with torch.no_grad(), cut(model, "") as cutting:
         for k in sets:
             drawn = cue_conflicts(SET, model.card.preprocess.size, 1000 * seed + k, agree=agree)
-            features = torch.cat([cutting(x.to(model.mean)).double().cpu() for x in drawn.batch.images.split(chunk)])
+            shown = silhouettes(drawn.batch) if silhouette else drawn.batch
+            features = torch.cat([cutting(x.to(model.mean)).double().cpu() for x in shown.images.split(chunk)])
             read.append((features.numpy(), drawn.batch.labels.numpy(), drawn.textures.numpy()))
     seen, shapes, textures = (np.concatenate(column) for column in zip(*read, strict=True))
     return seen, shapes, textures

@@ -36,9 +36,11 @@ from interp.models.chunks import in_chunks
 from interp.models.each import each
 from interp.models.model import Model
 from interp.result import Measure
-from interp.stats import Interval, bootstrap, wilson
+from interp.stats import Interval, bootstrap, holm, paired, wilson
 from interp.types import Images, InputError, Labels
 
+LEVEL = 0.05  # of corrected p-values
+FEWEST = 20  # images on which a difference is judged
 FATES = ("appear", "vanish", "stay")
 """What should become of an attribute between two classes."""
 
@@ -338,6 +340,27 @@ def by_fate(change: Tensor, had: Tensor, will: Tensor, rows: Tensor) -> tuple[np
         means.append([tuple(bootstrap(v)) for v in per_image.T])
         counts.append(np.isfinite(per_image).sum(0))
     return np.stack(means, 1), np.stack(counts, 1)
+
+
+def more(change: np.ndarray, had: np.ndarray, will: np.ndarray, pairs: Sequence[tuple[int, int]]) -> np.ndarray:
+    """Which attributes robust models move as is due, and further than their standard twins: (model, attribute, 2) bool.
+
+    change (model, image, attribute), had, will (image, attribute). The last axis: attributes due to appear, due to vanish. Both
+    are bootstrapped over images (`stats.paired`) and Holm-corrected over all attributes and pairs of (standard, robust) models;
+    of fewer than FEWEST images none is.
+    """
+    found = np.zeros((len(change), change.shape[2], 2), bool)
+    if not pairs:
+        return found
+    as_due = np.stack([np.where(will & ~had, change, np.nan), np.where(had & ~will, -change, np.nan)], -1)
+    series = [(as_due[robust] - as_due[standard], as_due[robust]) for standard, robust in pairs]
+    tests = np.stack([np.stack(of) for of in series])  # (pair, difference or own, image, attribute, 2)
+    columns = np.moveaxis(tests, 2, 0).reshape(tests.shape[2], -1)
+    of = paired(columns, draws=max(20000, int(2 * columns.shape[1] / LEVEL)))
+    clear = (holm(np.where(of.n >= FEWEST, of.p, np.nan)) < LEVEL) & (of.mean > 0)
+    for (_, robust), both in zip(pairs, clear.reshape(len(pairs), 2, *found.shape[1:]), strict=True):
+        found[robust] = both.all(0)
+    return found
 
 
 def _check(images: Images, labels: Labels, has: Tensor, folds: int) -> None:

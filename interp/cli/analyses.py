@@ -38,6 +38,7 @@ from interp.cli.options import (
     app,
     class_index,
     figure,
+    further,
     heeded,
     inputs,
     ladder,
@@ -119,6 +120,7 @@ def perturb(
     from interp.attacks.sweep import Sweep, sweep
     from interp.plots import animate as films
     from interp.plots import perturbations as draw
+    from interp.plots.attacks import chosen as toward
     from interp.plots.slider import OVER
     from interp.plots.slider import slider as page
     from interp.study import spread
@@ -140,7 +142,7 @@ def perturb(
     for i in range(result.data.sizes["image"]):
         save(draw.strip(result, image=i), out_dir, f"perturbations_{i}")
         save(draw.deltas(result, image=i), out_dir, f"deltas_{i}_away")
-        save(draw.deltas(result, image=i, direction=draw.chosen(result.data, i)), out_dir, f"deltas_{i}_toward")
+        save(draw.deltas(result, image=i, direction=toward(result.data, i)), out_dir, f"deltas_{i}_toward")
         if target == "each":
             save(draw.classes(result, image=i), out_dir, f"classes_{i}")
         if animate is not None:
@@ -180,7 +182,8 @@ def synthesise(
     """Pictures that each model draws toward every class: from noise, a Gaussian of the class, or images of others."""
     from interp.attacks.synthesis import Synthesis
     from interp.attacks.synthesis import synthesise as run
-    from interp.plots.perturbations import leaps, synthesis
+    from interp.plots.attacks import leaps
+    from interp.plots.perturbations import synthesis
     from interp.types import fraction
 
     attack = pgd(
@@ -329,14 +332,21 @@ def compare(
     cues: Annotated[str, typer.Option(help="For shape: a folder of cue conflicts named shapeN-textureM.png.")] = "",
     concepts: Annotated[str, typer.Option(help="For concepts: folder:PATH or parquet:PATH whose classes are concepts.")] = "",
     attributes: Annotated[
-        str, typer.Option(help="For written: what classes have, a TOML file or a folder of Animals with Attributes.")
+        str, typer.Option(help="For written: what classes have: awa2, a TOML file, or a folder of Animals with Attributes.")
+    ] = "",
+    judges: Annotated[
+        str,
+        typer.Option(
+            help="Models that read what is written and are not compared, with commas, or none; if not given, shipped ones of "
+            "other architectures where fewer than three are compared."
+        ),
     ] = "",
     chunk: Annotated[int, typer.Option(help="Images at a time.")] = 64,
     device: Device = "",
     out_dir: Folder = Path("figures/compare"),
 ) -> None:
     """Semantic attributes of the models on the same images: intervals, controls, comparisons in pairs."""
-    from interp.attributes.compare import GROUPS, Compare
+    from interp.attributes.compare import GROUPS, JUDGED, Compare
     from interp.attributes.compare import compare as run
     from interp.attributes.groups import Sizes
     from interp.plots.attributes import drawable
@@ -348,6 +358,10 @@ def compare(
     sizes = Sizes(cues=cues, masked=masked, concepts=concepts, attributes=attributes)
     params = Compare(attack, groups=asked, sizes=sizes, chunk=chunk)
     chosen, batch = inputs(models, images, n, device)
+    if set(asked) & set(JUDGED):
+        params = dataclasses.replace(params, judges=further(judges, chosen, batch))
+    elif judges:
+        raise InputError(f"--judges is {judges}, but they read {', '.join(JUDGED)} alone; leave it out, or ask for one of these")
     result = figure("compare", run, chosen, batch, params, out_dir)
     for drawn in drawable(result):
         save(drawn.draw(result), out_dir, drawn.name)

@@ -104,14 +104,14 @@ def inputs(
     said: what the files without a card leave open; raises InputError where it is given and there is no such file.
     """
     from interp.job import images_for
-    from interp.models.load import check_labels, load_as, shipped
+    from interp.models.load import check_labels, load_as, named_apart, shipped
 
     specs = specs or list(shipped())
     if not specs:
         raise InputError("no shipped checkpoints were found; name a model, or set INTERP_CHECKPOINTS to their folder")
     answers = _said_of(specs, said)
     batch = images_for(specs[0], source, n=n, said=answers[0])
-    chosen = [load_as(spec, answer, images=batch) for spec, answer in zip(specs, answers, strict=True)]
+    chosen = named_apart([load_as(spec, a, images=batch) for spec, a in zip(specs, answers, strict=True)], specs)
     sizes = {m.card.id: m.card.preprocess.size for m in chosen}
     if len(set(sizes.values())) > 1:
         raise InputError(f"the models take images of different sizes ({sizes}); give models of one size")
@@ -123,16 +123,31 @@ def inputs(
     return [model.to(where) for model in chosen], batch
 
 
+def further(judges: str, models: Sequence[Model], batch: Batch) -> tuple[Model, ...]:
+    """The judges that are named with commas, on the models' device; those that are needed if '', none if 'none'."""
+    from interp.models.load import independent_judges, load
+
+    if judges == "none":
+        return ()
+    if judges:
+        names = [name.strip() for name in judges.split(",")]
+        return tuple(load(name, images=batch).to(models[0].mean.device) for name in names)
+    found = tuple(independent_judges(models))
+    if found:
+        out.print(f"judges beside the models: {', '.join(judge.card.id for judge in found)}", soft_wrap=True)
+    return found
+
+
 def _said_of(specs: Sequence[str], said: Said | None) -> list[Said]:
     """What is said of each model: all of a file without a card, nothing of others."""
     from interp.models.answers import Said
-    from interp.models.inspect import inspect
+    from interp.models.inspect import has_card
     from interp.models.load import locate
 
     nothing = Said()
     if said is None or said == nothing:
         return [nothing] * len(specs)
-    bare = [not spec.startswith("timm:") and inspect(locate(spec)).card is None for spec in specs]
+    bare = [not spec.startswith("timm:") and not has_card(locate(spec)) for spec in specs]
     if not any(bare):
         raise InputError(f"{ANSWERS} are for files without a card, and {', '.join(specs)} includes none; leave them out")
     return [said if is_bare else nothing for is_bare in bare]
@@ -249,7 +264,7 @@ def print_success(result: Result) -> None:
     """The success of a sweep: a row per model and direction, as many columns of ε beside each other as the terminal is wide."""
     from rich.table import Table
 
-    from interp.plots.perturbations import size
+    from interp.plots.attacks import size
     from interp.plots.style import labels, rows
 
     data = result.data

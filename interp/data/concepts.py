@@ -8,7 +8,7 @@ a shape        filled, on any background
 random         none of these: smooth colour noise, the counter-example of all
 
 `family` puts concepts of one kind into one set, in which each can be told from the others; `photographs` makes such a set of the
-classes of a user's labelled images, of textures for example.
+classes of a user's labelled images, of textures for example, and `deal` several that share none.
 """
 
 from __future__ import annotations
@@ -92,8 +92,11 @@ def concepts(name: str, n: int, size: int, seed: int) -> Batch:
 
 
 def family(names: Sequence[str], n: int, size: int, seed: int) -> Batch:
-    """n pictures of each of several concepts, that share no random number; labels 0, 1, … in the order of the names."""
-    found = [concepts(name, n, size, seed + k) for k, name in enumerate(names)]
+    """n pictures of each of several concepts, that share no random number; labels 0, 1, … in the order of the names.
+
+    Sets of two seeds share none either.
+    """
+    found = [concepts(name, n, size, len(names) * seed + k) for k, name in enumerate(names)]
     labels = torch.arange(len(names)).repeat_interleave(n)
     return Batch(torch.cat([batch.images for batch in found]), labels, classes=tuple(names))
 
@@ -119,6 +122,16 @@ def photographs(spec: str, *, preprocess: Preprocess, least: int, most: int, see
     ids = tuple(found.ids[r] for r in rows.tolist())
     names = tuple(found.classes[k] if found.classes else str(k) for k in enough)
     return Batch(torch.stack(pixels).float().div_(255), labels, ids, names)
+
+
+def deal(batch: Batch, hands: int) -> list[Batch]:
+    """The images of a batch in so many parts, of every class alike many in each and none in two; what is over is left out."""
+    count = len(batch.classes)
+    rows = [(batch.labels == k).nonzero()[:, 0] for k in range(count)]
+    return [
+        batch[torch.cat([of[h * (len(of) // hands) : (h + 1) * (len(of) // hands)] for of in rows]).tolist()]
+        for h in range(hands)
+    ]
 
 
 def _pattern_of(names: tuple[str, ...], draws: Tensor, size: int) -> Tensor:

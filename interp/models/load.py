@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import logging
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from interp.models.fits import COUNTED
 from interp.models.hub import from_hub
 from interp.models.inspect import Inspection, inspect
 from interp.models.known import CONTRAST, cards_in, checkpoint_folder
-from interp.models.model import Model
+from interp.models.model import Model, check_apart, model_coords
 from interp.models.normalise import normaliser
 from interp.models.settle import doubt, settle
 from interp.types import Batch, Card, InputError, Preprocess
@@ -162,6 +163,44 @@ def check_labels(card: Card, images: Batch) -> None:
         )
     if int(images.labels.max()) >= card.num_classes:
         raise InputError(f"model {card.id} has {card.num_classes} classes, the images have a label {int(images.labels.max())}")
+
+
+def same_images(a: Card, b: Card) -> bool:
+    """Whether two models take the same images and know the same classes."""
+    names = not a.labels or not b.labels or a.labels == b.labels
+    return a.num_classes == b.num_classes and a.preprocess.size == b.preprocess.size and names
+
+
+def renamed(model: Model, name: str) -> Model:
+    """The same model by another id."""
+    return Model(model.net, dataclasses.replace(model.card, id=name)).to(model.mean.device)
+
+
+def named_apart(models: Sequence[Model], specs: Sequence[str]) -> list[Model]:
+    """The models, those of one id named by the folders of their files too; raises InputError where one is given twice."""
+    ids = [model.card.id for model in models]
+    if len(set(specs)) < len(specs):
+        check_apart(models)
+    named = [
+        renamed(model, f"{locate(spec).resolve().parent.name}_{model.card.id}") if ids.count(model.card.id) > 1 else model
+        for model, spec in zip(models, specs, strict=True)
+    ]
+    check_apart(named)
+    return named
+
+
+def independent_judges(models: Sequence[Model]) -> list[Model]:
+    """The shipped models that may judge what these make, where some two of these have no judge of another architecture in common.
+
+    They are of architectures that none of these has, and take the same images. None where there are three architectures or more.
+    """
+    few = len(set(model_coords(models)["group"][1])) < 3
+    others = [load(i) for i in shipped()] if few else []
+    fitting = [other for other in others if all(same_images(other.card, m.card) for m in models)]
+    groups = model_coords([*models, *fitting])["group"][1]
+    taken = set(groups[: len(models)])
+    apart = [other for other, group in zip(fitting, groups[len(models) :], strict=True) if group not in taken]
+    return [other.to(models[0].mean.device) for other in sorted(apart, key=lambda m: (m.card.arch, m.robust))]
 
 
 def _some(names: tuple[str, ...], most: int = 4) -> str:

@@ -128,10 +128,24 @@ def model_coords(models: Sequence[Model]) -> dict[str, Any]:
     }
 
 
+def twins(models: Sequence[Model]) -> list[tuple[int, int]]:
+    """Positions (standard, robust) of models of one architecture."""
+    groups = model_coords(models)["group"][1]
+    standard = {g: k for k, (g, m) in enumerate(zip(groups, models, strict=True)) if not m.robust}
+    return [(standard[g], k) for k, (g, m) in enumerate(zip(groups, models, strict=True)) if m.robust and g in standard]
+
+
 def check_some(models: Sequence[Model]) -> None:
     """Raise InputError where there is no model to analyse."""
     if not models:
         raise InputError("no models were given; expected at least one, such as interp.load('PATH')")
+
+
+def check_apart(models: Sequence[Model]) -> None:
+    """Raise InputError where two models have one id."""
+    ids = [model.card.id for model in models]
+    if twice := sorted({i for i in ids if ids.count(i) > 1}):
+        raise InputError(f"{', '.join(twice)} is given twice; give each model once, and rename one of two files of one name")
 
 
 def judges_of(models: Sequence[Model], generator: int | None) -> list[int]:

@@ -16,11 +16,12 @@ from matplotlib.patches import Rectangle
 
 from interp.errors import InputError
 from interp.plots import curves, evidence
-from interp.plots.matrices import ABOVE, ARROWS, by_group, form, heads, judges, standing
+from interp.plots.matrices import ABOVE, ARROWS, by_group, form, heads, judges, panel, readers_named, standing
 from interp.plots.style import NEUTRAL, Drawing, colours, labels, look, note, rows, small, wrap
 from interp.result import Result
 
 DIVERGING = "RdBu_r"
+PALE = "0.93"  # of what a model does not tell apart
 LOWEST = -0.5  # of the axes of `parallel`, in units of the way from the control to the best model
 
 
@@ -182,7 +183,7 @@ def written(result: Result) -> Figure:
     """Attribute × model: mean change of the judges' probes, a panel each for attributes due to appear, to vanish and to stay.
 
     One diverging scale around 0. A dot alone stands where the 95 % interval includes 0. Framed: attributes that a robust model
-    moves as is due while its standard twin is not shown to.
+    moves as is due, and further than its standard twin.
     """
     data = result.data
     known = np.isfinite(data["attribute_change"].values).any((0, 2))
@@ -200,7 +201,7 @@ def written(result: Result) -> Figure:
         fig.colorbar(picture, cax=bar, orientation="horizontal", label=unit)
         said = [
             "Dots: the 95 % bootstrap interval over images includes 0. Grey: no value. Framed: the robust model moves it as is "
-            "due, its standard twin is not shown to."
+            "due, further than its standard twin (paired over images, Holm-corrected over attributes and twins)."
         ]
         said += [f"Without a value: {', '.join(map(str, data['attribute'].values[~known]))}."] if not known.all() else []
         note(fig, 0.66, said, left=-1.0 / fig.get_figwidth())
@@ -217,10 +218,9 @@ def _fate(ax: Axes, data: xr.Dataset, f: int) -> AxesImage:
         said, size = (f"{v[k, a]:.2f}".replace("-", "−"), 5.2) if clear[k, a] else ("·", 8.0)
         ink = "white" if clear[k, a] and abs(v[k, a]) > 0.65 * top else "black"
         ax.text(k, a, said, ha="center", va="center", fontsize=size, color=ink)
-    moved = clear & (v * {"appear": 1, "vanish": -1}.get(fate, 0) > 0)
-    for s, r in ((order.index(s), order.index(r)) for s, r in twins(data)):
-        for a in np.flatnonzero(moved[r] & ~moved[s]):
-            ax.add_patch(_frame(r, int(a)))
+    if "attribute_more" in data:
+        for r, a in zip(*np.nonzero(data["attribute_more"].values[order, :, f]), strict=True):
+            ax.add_patch(_frame(int(r), int(a)))
     named = heads(data, order)
     ax.set_facecolor("0.9")
     ax.set_title({"appear": "due to appear", "vanish": "due to vanish", "stay": "should stay"}.get(fate, fate), pad=24)
@@ -242,7 +242,7 @@ def probes(result: Result) -> Figure:
 
     Struck through: left out, the judge does not count for this attribute.
     """
-    data, order = result.data, rows(result.data)
+    data, order = result.data, panel(result.data)
     v, kept = data["attribute_read"].values[order].T, data["attribute_kept"].values[order].T.astype(bool)
     wide, high = max(2.4, 0.55 * len(order)), 0.17 * len(v)
     with look():
@@ -255,7 +255,7 @@ def probes(result: Result) -> Figure:
             ax.text(k, a, f"{v[a, k]:.2f}" if np.isfinite(v[a, k]) else "–", ha="center", va="center", color=ink, fontsize=5.8)
             if not kept[a, k] and np.isfinite(v[a, k]):
                 ax.plot((k - 0.25, k + 0.25), (a, a), color="0.35", lw=0.7)
-        named = heads(data, order)
+        named = readers_named(data)
         ax.xaxis.tick_top()
         ax.set_xticks(range(len(order)), named, fontsize=min(6, *(small(head, room=9) for head in named)))
         ax.set_yticks(range(len(v)), data["attribute"].values, fontsize=6.5)
@@ -273,10 +273,11 @@ def concepts(result: Result, *, name: str = "concept_score") -> Figure:
     """TCAV: share of a class's images that move toward a concept, concept × class for every model, all on 0 to 1.
 
     name: `concept_score`, of the last layer, or `concept_middle_score`.
-    Grey: not shown to differ from a random concept, or undefined.
+    Grey: not shown to differ from a random concept, or undefined. Paler: the model does not tell the concept from others.
     """
     data, order = result.data, rows(result.data)
     names, classes = [str(c) for c in data["concept"].values], [str(c) for c in data["tested_class"].values]
+    told = data[name.replace("score", "told")].values.astype(bool) if name.replace("score", "told") in data else None
     across, wide, high = min(3, len(order)), 0.19 * len(classes), 0.14 * len(names)
     down = -(-len(order) // across)
     width, height = across * (wide + 0.15), down * (high + 0.32)
@@ -286,7 +287,9 @@ def concepts(result: Result, *, name: str = "concept_score") -> Figure:
             left, bottom = k % across * (wide + 0.15), height - (k // across + 1) * (high + 0.32)
             ax = fig.add_axes((left / width, bottom / height, wide / width, high / height))
             picture = ax.imshow(data[name].values[m], cmap=NEUTRAL, vmin=0, vmax=1, aspect="auto")
-            ax.set_facecolor("0.82")
+            ax.set_facecolor("0.8")
+            for c in np.flatnonzero(~told[m]) if told is not None else ():
+                ax.axhspan(c - 0.5, c + 0.5, color=PALE, lw=0)
             ax.set_title(labels(data)[m])
             ax.set_yticks(range(len(names)), names if k % across == 0 else [""] * len(names), fontsize=6)
             ends = classes if k + across >= len(order) else [""] * len(classes)
@@ -297,7 +300,8 @@ def concepts(result: Result, *, name: str = "concept_score") -> Figure:
         fig.colorbar(picture, cax=bar, label="TCAV score (½: neither way)")
         where = "the last layer" if name == "concept_score" else "the layer half-way through each model"
         rule = "Each is told from the others of its family. Grey: not shown to differ from random pictures of the family."
-        note(fig, 0.72, [f"At {where}. {rule}"])
+        apart = "Paler: the model does not tell them from the others, no score is given." if told is not None else ""
+        note(fig, 0.72, [f"At {where}. {rule} {apart}".strip()])
     return fig
 
 

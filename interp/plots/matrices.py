@@ -29,7 +29,7 @@ GROUPS = {
     "where": "On the object",
     "distances": "Distances to the boundary",
     "shape": "Shape or texture",
-    "concepts": "Dependence on drawn concepts",
+    "concepts": "Dependence on concepts",
     "discovery": "Concepts found in the features",
 }
 TWINS = "robust against standard: "  # how a verdict on twins begins
@@ -77,7 +77,22 @@ def span(values: np.ndarray) -> str:
 
 def heads(data: xr.Dataset, order: Sequence[int]) -> list[str]:
     """The models' names on two lines where they have two words."""
-    return [label.replace(" ", "\n") if label.count(" ") == 1 else wrap(label) for label in (labels(data)[m] for m in order)]
+    return [_on_two_lines(labels(data)[m]) for m in order]
+
+
+def _on_two_lines(label: str) -> str:
+    return label.replace(" ", "\n") if label.count(" ") == 1 else wrap(label)
+
+
+def panel(data: xr.Dataset) -> list[int]:
+    """Positions of the judges in reading order: the models as they are drawn, then further judges."""
+    return [*rows(data), *range(data.sizes["model"], data.sizes["judge"])]
+
+
+def readers_named(data: xr.Dataset) -> list[str]:
+    """The judges' names in reading order, on two lines where they have two words."""
+    names = [str(v) for v in data["judge_label" if "judge_label" in data else "label"].values]
+    return [_on_two_lines(names[j]) for j in panel(data)]
 
 
 def count(data: xr.Dataset, name: str) -> str:
@@ -201,10 +216,10 @@ def judges(result: Result, *, name: str = "classified_by") -> Figure:
 
     classified_by, δ shown alone, has the checks beside it: what the mean judge reads in δ and in the control of each check.
     """
-    data, order = result.data, rows(result.data)
-    matrix = data[name].values[np.ix_(order, order)]
+    data, order, readers = result.data, rows(result.data), panel(result.data)
+    matrix = data[name].values[np.ix_(order, readers)]
     checked = name == "classified_by" and "classified_controls" in data and "classified" in data
-    wide, high = max(NARROWEST, 0.62 * len(order)), (0.5 if checked else 0.36) * len(order)
+    wide, high = max(NARROWEST, 0.62 * len(readers)), max(1.0, (0.5 if checked else 0.36) * len(order))
     with look():
         fig = Drawing(figsize=(wide + (2.6 if checked else 0), high))
         ax = fig.add_axes((0, 0, wide / fig.get_figwidth(), 1))
@@ -214,8 +229,8 @@ def judges(result: Result, *, name: str = "classified_by") -> Figure:
             ax.text(c, r, f"{matrix[r, c]:.2f}", ha="center", va="center", color=ink, weight=weight)
             if r == c:
                 ax.add_patch(_frame(c, r))
-        named = heads(data, order)
-        ax.set_xticks(range(len(order)), named, fontsize=min(6.5, *(small(head, room=10) for head in named)))
+        named = readers_named(data)
+        ax.set_xticks(range(len(readers)), named, fontsize=min(6.5, *(small(head, room=10) for head in named)))
         ax.set_yticks(range(len(order)), [labels(data)[m] for m in order])
         ax.set_xlabel("judge (framed: the generator itself)")
         ax.set_ylabel("generator of δ")
@@ -254,9 +269,14 @@ def _checks(ax: Axes, data: xr.Dataset, order: list[int]) -> None:
 
 def who_judges(data: xr.Dataset) -> str:
     """Who reads what a model made: models of other architectures, or where there is one architecture the other models."""
-    if len(set(data["group"].values.tolist())) > 1:
+    if len(set(data["group"].values.tolist())) > 1 or data.sizes.get("judge", 0) > data.sizes["model"]:
         return "judges of other architectures"
     return "the other model" if data.sizes["model"] == 2 else "the other models"
+
+
+def further_judges(data: xr.Dataset) -> list[str]:
+    """Names of the judges that are not compared."""
+    return [str(v) for v in data["judge_label"].values[data.sizes["model"] :]] if "judge_label" in data else []
 
 
 def _frame(c: int, r: int) -> Rectangle:

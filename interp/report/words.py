@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from interp.plots.attacks import NORMS, choices, judges, number, size
 from interp.plots.images import class_names, name_of
-from interp.plots.matrices import TWINS, by_group
-from interp.plots.perturbations import NORMS, choices, judges, number, per_image, shares, size
+from interp.plots.matrices import TWINS, by_group, further_judges, who_judges
+from interp.plots.perturbations import per_image, shares
 from interp.plots.style import epsilon, labels, rows
 from interp.result import Result
 
@@ -214,8 +215,10 @@ def compare(result: Result) -> Text:
 def _compared(result: Result) -> str:
     """How the perturbations of a comparison were made and read."""
     attack = result.params["attack"]
-    apart = judges(result.data) == "judges"
+    apart = who_judges(result.data).startswith("judges")
     who = f"judges are {'the models of other architectures, the same for both twins' if apart else 'the other models'}"
+    if further := further_judges(result.data):
+        who += f", among them {', '.join(further)}, which only judge"
     return (
         f"n = {result.data.sizes['image']} images. δ: targeted {attack['norm'].replace('linf', 'L∞')} PGD, {epsilon(attack['eps'])}, "
         f"{attack['steps']} steps, each image toward one other class; {who}. Chance is {result.data.attrs['chance']:.0%}. In place of δ and of gradients the control has noise, "

@@ -1,8 +1,10 @@
 """Which semantic attributes a class has: tables beside this file, one TOML per data set, or a user's own.
 
-Binary class-level attributes as in "Animals with Attributes" (Lampert et al. 2009), for the classes of CIFAR-10 and Imagenette.
-`attributes` reads as well, by a path,
+Binary class-level attributes as in "Animals with Attributes" (Lampert et al. 2009), for the classes of CIFAR-10 and Imagenette,
+chosen by hand, and `awa2`: the 85 attributes of Animals with Attributes 2 for the animals that the data sets used here have too.
+`attributes` reads as well
 
+awa2           the bundled table of that name, or `cifar10`, `imagenette`
 a TOML file    `classes`, a list, and the table `attributes`: each attribute with a list of the classes that have it
 a folder       of Animals with Attributes 2 (Xian et al., arXiv 1707.00600): classes.txt and predicates.txt, a number and a name
                on each line, and predicate-matrix-binary.txt, a row of 0 and 1 per class, a column per predicate
@@ -26,6 +28,7 @@ from torch import Tensor
 from interp.types import InputError
 
 FILES = ("classes.txt", "predicates.txt", "predicate-matrix-binary.txt")
+ANIMALS = "awa2"
 KINDS = {
     "cat": ("persian cat", "siamese cat"),
     "dog": ("chihuahua", "dalmatian", "german shepherd", "collie"),
@@ -64,7 +67,7 @@ class Table(NamedTuple):
 def attributes(classes: tuple[str, ...], *, source: str = "") -> Table:
     """Which of these classes has which attributes, columns in the order of `classes`.
 
-    source: '', the bundled table that knows all classes; else the path of a TOML file or a folder, as above. Among a part of a
+    source: '', the bundled table that knows all classes; else its name, or the path of a TOML file or a folder. Among a part of a
     table's classes an attribute may be common to all or to none. Raises InputError where no bundled table knows all classes, a
     source is missing or malformed, or fewer than two classes have a row in it.
     """
@@ -80,8 +83,8 @@ def attributes(classes: tuple[str, ...], *, source: str = "") -> Table:
 
 @cache
 def tables() -> dict[str, dict[str, Any]]:
-    """The tables by data set: `classes`, and `attributes` with the classes that have each."""
-    files = sorted(Path(__file__).parent.glob("*.toml"))
+    """The tables by data set, that of animals last: `classes`, and `attributes` with the classes that have each."""
+    files = sorted(Path(__file__).parent.glob("*.toml"), key=lambda f: (f.stem == ANIMALS, f.stem))
     return {f.stem: tomllib.loads(f.read_text(encoding="utf-8")) for f in files}
 
 
@@ -111,11 +114,15 @@ def _matched(classes: tuple[str, ...], names: tuple[str, ...], rows: dict[str, T
 
 
 def _sources(label: str, rows: dict[str, Tensor]) -> tuple[str, ...]:
-    """The rows that speak for a class: its own, that of the same animal, or those of its kind."""
-    for name in (label, SAME.get(label, "")):
+    """The rows that speak for a class: its own, that of the same animal, or those of its kind.
+
+    A label may hold several names, as ImageNet's do: `n02123394 Persian cat`, `German shepherd, German shepherd dog, alsatian`.
+    """
+    names = re.sub(r"^n\d{8} ", "", label).split(", ")
+    for name in (*names, *(SAME.get(name, "") for name in names)):
         if name in rows:
             return (name,)
-    kind = next((k for k, breeds in BREEDS.items() if label in breeds), label)
+    kind = next((k for k, breeds in BREEDS.items() if set(names) & set(breeds)), names[0])
     return (kind,) if kind in rows else tuple(name for name in KINDS.get(kind, ()) if name in rows)
 
 
@@ -123,8 +130,13 @@ def _read(path: Path) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     """Names of a table's attributes, and the row (attributes,) bool of each class by its plain name."""
     if path.is_dir():
         return _folder(path)
+    if str(path) in tables():
+        path = Path(__file__).parent / f"{path}.toml"
     if path.suffix != ".toml" or not path.is_file():
-        raise InputError(f"there is no table of attributes {path}; expected a .toml file or a folder with {', '.join(FILES)}")
+        raise InputError(
+            f"there is no table of attributes {path}; expected {', '.join(tables())}, a .toml file, or a folder with "
+            f"{', '.join(FILES)}"
+        )
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
