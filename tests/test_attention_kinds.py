@@ -319,7 +319,7 @@ def test_outlook_and_halo_layers_say_how_far_they_see() -> None:
     halo = make("halo")
     assert "only of its block and a halo around it" in read(halo, of("halo")).how
     strided = read(halo, of("halo"), method="raw", how=How(layer="stages.1.0.self_attn", query=(63, 63)))
-    assert "(7, 7) of (8, 8)" in strided.how and strided.maps.shape == (2, 16, 16)
+    assert "row 8, column 8 of 8 × 8" in strided.how and strided.maps.shape == (2, 16, 16)
     assert strided.maps[:, 10:, 10:].min() > 0 and not strided.maps[:, :10].any() and not strided.maps[:, :, :10].any()
 
 

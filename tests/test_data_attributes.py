@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from interp.data.attributes import BREEDS, KINDS, SAME, attributes, tables
+from interp.data.attributes import BREEDS, KINDS, SAME, Table, attributes, tables, telling
 from interp.data.labels import CIFAR10
 from interp.types import InputError
 
@@ -143,6 +143,19 @@ def test_the_bundled_animals_have_the_published_attributes_where_breeds_agree() 
     )
     _, has, known = attributes(imagenet, source="awa2")
     assert known.sum(0).tolist() == [85, cat_known, 0] and 60 < cat_known < 85
+
+
+def test_attributes_that_the_classes_cannot_tell_apart_are_one() -> None:
+    names, has, known = attributes(CIFAR10, source="awa2")
+    told = telling(Table(names, has, known))
+    assert len({(*h, *k) for h, k in zip(told.has.tolist(), told.known.tolist(), strict=True)}) == len(told.names) < 20
+    assert "hooves, longneck, vegetation, grazer, fields" in told.names  # of deer and horses, not of cats and dogs
+    assert not any("walks" in name or "hibernate" in name for name in told.names)  # all do, none does
+    for name in TABLES:
+        table = attributes(tuple(tables()[name]["classes"]))
+        assert telling(table).names == table.names
+    with pytest.raises(InputError, match=r"none of swims tells the classes apart"):
+        telling(Table(("swims",), torch.tensor([[True, True]]), torch.ones(1, 2, dtype=torch.bool)))
 
 
 def test_tables_that_do_not_fit_are_refused(animals: Path) -> None:

@@ -21,7 +21,7 @@ from interp.attributes import aligned, appearance, classify, edges, write
 from interp.attributes.classify import among, another
 from interp.attributes.evidence import Evidence, evidence, noise
 from interp.attributes.panel import became, by_chance, checks, hits_of, matrix, read_by
-from interp.data.attributes import attributes
+from interp.data.attributes import attributes, telling
 from interp.gradients.spectrum import centroid, radial
 from interp.models.each import at_once, each
 from interp.models.model import Model, judges_between, judges_of, model_coords, twins
@@ -214,7 +214,7 @@ def _probes(panel: Sequence[Model], batch: Batch, plan: Plan, seen: Seen) -> lis
     if "written" not in plan.groups:
         return []
     try:
-        table = attributes(batch.classes or panel[0].card.labels, source=plan.attributes)
+        table = telling(attributes(batch.classes or panel[0].card.labels, source=plan.attributes))
         return each(lambda model: write.fit(model, batch.images, batch.labels, table, chunk=plan.chunk), panel, desc="probes")
     except InputError as reason:
         seen.why["written"] = str(reason)

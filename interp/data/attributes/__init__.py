@@ -81,6 +81,24 @@ def attributes(classes: tuple[str, ...], *, source: str = "") -> Table:
     return Table(tuple(table["attributes"]), has, torch.ones_like(has))
 
 
+def telling(table: Table) -> Table:
+    """The attributes that some classes are known to have and others to lack; those that are so of the same classes are one.
+
+    That one is named after all of them: of four animals no more than seven attributes can be told apart. Raises InputError where
+    no attribute is left.
+    """
+    some = (table.has & table.known).any(1) & (~table.has & table.known).any(1)
+    alike: dict[tuple[bool, ...], list[int]] = {}
+    for a in some.nonzero()[:, 0].tolist():
+        alike.setdefault((*table.has[a].tolist(), *table.known[a].tolist()), []).append(a)
+    if not alike:
+        raise InputError(
+            f"none of {', '.join(table.names)[:300]} tells the classes apart; give attributes that some classes lack"
+        )
+    first = [of[0] for of in alike.values()]
+    return Table(tuple(", ".join(table.names[a] for a in of) for of in alike.values()), table.has[first], table.known[first])
+
+
 @cache
 def tables() -> dict[str, dict[str, Any]]:
     """The tables by data set, that of animals last: `classes`, and `attributes` with the classes that have each."""
