@@ -156,6 +156,13 @@ def test_numbers_by_layer_are_those_of_the_kernels_whatever_the_chunk(tiny_model
     layers(whole)
 
 
+@pytest.mark.parametrize("name", ["clip", "coat"])
+def test_a_figure_without_distances_says_nothing_of_them(name: str) -> None:
+    batch = Batch(tiny_images(name), torch.tensor([0, 1]), ids=("a", "b"))
+    said = [text.get_text() for text in layers(attention_by_layer([between(name)], batch)).findobj(Text)]
+    assert any("distance, dotted" in text for text in said) == (name == "coat")
+
+
 def test_channel_and_class_attention_have_no_distance(tiny_models: list[Model], samples: Batch) -> None:
     data = attention_by_layer([of_family(tiny_models, "xcit")], samples[:2]).data
     assert list(data["kind"].values[0]) == ["channel", "channel", "class", "class"]

@@ -10,24 +10,28 @@ import numpy as np
 import pytest
 import torch
 from timm.layers import AttentionPoolLatent
+from timm.models.coat import CoaT
+from timm.models.vision_transformer import ParallelThingsBlock, VisionTransformer
 from timm.models.volo import VOLO
 from torch import Tensor
 
+from interp.attacks.pgd import PGD
 from interp.attention.attend import Attend, attend
-from interp.attention.capture import Captured, capture
-from interp.attention.depth import attention_by_layer
-from interp.attention.geometry import Geometry, of_overlapping, of_windows
-from interp.attention.heads import attention_heads
-from interp.attention.layout import attention_layers
-from interp.attention.maps import dense, place, query_map, query_rows, received_map
+from interp.attention.capture import Captured, TooManyWeights, by_pieces, capture
+from interp.attention.depth import ByLayer, attention_by_layer
+from interp.attention.geometry import Geometry, of_overlapping, of_patches, of_windows
+from interp.attention.heads import Heads, attention_heads
+from interp.attention.layout import attention_layers, map_layer
+from interp.attention.maps import dense, enlarge, place, query_map, query_rows, received_map
 from interp.attention.queries import Queries, attention_queries
 from interp.attention.readings import How, read
 from interp.attention.rollout import gradient_weighted
-from interp.attention.statistics import distance, entropy
+from interp.attention.statistics import distance, divergence, diversity, entropy, focus, thinned
 from interp.models.model import Model
+from interp.robustness.shift import Shift, attention_shift
 from interp.types import Batch, InputError
 from tests.attention_nets import wrap
-from tests.timm_nets import make, of
+from tests.timm_nets import VIT, make, of
 
 POOLS = ("map", "map_prefix", "map_with_prefix", "pe", "naflex_map", "clip", "clip_rot")
 TARGETS = torch.tensor([1, 2])
@@ -287,9 +291,46 @@ def test_weights_of_any_sign_are_read_by_their_absolute_value_and_say_so(name: s
         assert "absolute" in read(model, x, method="rollout").how
 
 
+@pytest.mark.parametrize("name", ["diff", "coat"])
+def test_absolute_values_come_before_the_mean_over_queries(name: str) -> None:
+    """Where one query gives a key w and another −w, the attention received is |w| and not 0."""
+    model, x = make(name), of(name)
+    kinds = attention_layers(model)
+    layer = next(c for c in layers_of(model, x) if not placed(c).class_token and kinds[c.name] in ("difference", "factorised"))
+    geometry, size = placed(layer), (x.shape[-2], x.shape[-1])
+    want = received_map(layer.weights.abs(), geometry)
+    assert not torch.allclose(want, received_map(layer.weights, geometry).abs(), rtol=0.05)
+    assert torch.allclose(read(model, x, method="raw", how=How(layer=layer.name)).maps, want.mean(1))
+    batch = Batch(x, torch.tensor([0, 1]), ids=("a", "b"), masks=torch.zeros(2, *size, dtype=torch.bool))
+    assert batch.masks is not None
+    batch.masks[:, :20, :9] = True
+    shown = attention_heads([model], batch, Heads((layer.name,))).data["head"].values[0].swapaxes(0, 1)
+    large = enlarge(want, size)
+    assert np.allclose(shown, large / large.mean((2, 3), keepdim=True), atol=1e-4)
+    numbers = attention_by_layer([model], batch).data
+    k = list(numbers["layer"].values[0]).index(layer.name)
+    assert np.allclose(numbers["values_focus"].values[0, k], focus(enlarge(want.mean(1), size), batch.masks), atol=1e-5)
+
+
 def test_class_tokens_of_coat_count_where_the_head_reads_them() -> None:
     read_ = {name: [placed(c).class_token for c in layers_of(make(name), of(name))] for name in ("coat", "coat_parallel")}
     assert read_ == {"coat": [False] * 4 + [True] * 2, "coat_parallel": [False] + [True] * 6}
+
+
+def test_no_class_token_of_coat_counts_where_the_head_reads_the_mean_of_the_patches() -> None:
+    size: dict[str, Any] = {
+        "img_size": 64,
+        "embed_dims": (16, 32, 32, 32),
+        "serial_depths": (1,) * 4,
+        "num_heads": 2,
+        "patch_size": 4,
+    }
+    model = wrap(CoaT(num_classes=10, crpe_window={3: 1, 5: 1}, global_pool="avg", **size).eval(), 64)
+    x = of("coat")
+    assert not any(placed(c).class_token for c in layers_of(model, x)) and placed(layers_of(model, x)[-1]).prefix == 1
+    assert read(model, x).how.startswith("attention received, mean over queries, derived")
+    last = layers_of(model, x)[-1]
+    assert torch.allclose(read(model, x).maps, received_map(last.weights.abs(), placed(last)).mean(1))
 
 
 @pytest.mark.parametrize("name", ["map_prefix", "clip", "diff", "halo", "volo", "efficientvit", "coat", "prr"])
@@ -311,6 +352,82 @@ def test_every_analysis_and_method_gives_maps_or_a_reason(name: str) -> None:
     assert np.isfinite(attention_heads([model], batch).data["head"].values).any((2, 3, 4)).any(1).all()
     if name != "clip":
         assert np.allclose(attention_queries([model], batch).data["rows"].values.max(-1), 255)
+
+
+@pytest.mark.parametrize("name", ["halo", "volo", "coat", "diff", "efficientvit"])
+def test_rows_of_the_page_are_shares_where_the_kind_sums_to_any_number(name: str) -> None:
+    """Σ over keys of weight × keys ÷ keys = 1: what attention spread evenly has, whatever the sum of the layer's own rows."""
+    model, batch = make(name), Batch(of(name), torch.tensor([0, 1]), ids=("a", "b"))
+    layer = {"volo": "network.0.0.attn"}.get(name)
+    data = attention_queries([model], batch, Queries(layer)).data
+    rows, peak = data["rows"].values[0] / 255, data["peak"].values[0]
+    sums = (rows * peak[..., None]).sum(-1) / rows.shape[-1]
+    assert np.allclose(sums, 1, atol=0.02)
+    assert ("each row divided by its sum" in str(data["own"].values[0])) == (name != "efficientvit")
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_attentions_side_by_side_are_read_one_by_one_and_not_chained(depth: int) -> None:
+    torch.manual_seed(0)
+    net = VisionTransformer(block_fn=ParallelThingsBlock, num_classes=10, **{**VIT, "depth": depth}).eval()
+    model, x = wrap(net), of("diff")
+    assert list(attention_layers(model)) == [f"blocks.{k}.attns.{b}.attn" for k in range(depth) for b in (0, 1)]
+    for method in ("rollout", "chefer"):
+        with pytest.raises(InputError, match=r"cannot be multiplied .* side by side"):
+            read(model, x, method=method)
+    assert "blocks." in read(model, x, method="raw").how
+    given = list[Tensor]()
+    handle = net.blocks[-1].register_forward_pre_hook(lambda _m, a: given.append(a[0].requires_grad_(True)))
+    score = model(x).gather(1, TARGETS[:, None]).sum()
+    handle.remove()
+    (gradient,) = torch.autograd.grad(score, given)
+    want = (gradient[:, 1:].mean(1, keepdim=True) * given[0][:, 1:]).sum(2).relu().unflatten(1, (4, 4))
+    cam = read(model, x, TARGETS, method="gradcam")
+    assert torch.allclose(cam.maps, want.detach(), atol=1e-6) and want.max() > 0 and map_layer(model) in cam.how
+
+
+def test_windows_and_grids_side_by_side_are_not_chained() -> None:
+    model, x = make("maxvit_parallel"), of("maxvit_parallel")
+    with pytest.raises(InputError, match="within windows and within grids run side by side"):
+        read(model, x, method="rollout")
+
+
+# numbers
+
+
+def test_rows_of_zeros_count_in_no_mean() -> None:
+    geometry = of_patches((2, 2))
+    weights = torch.rand(1, 2, 4, 4, generator=torch.Generator().manual_seed(3)).softmax(-1)
+    weights[:, :, 2:] = 0
+    part, alone = weights[:, :, :2], Geometry(geometry.size, geometry.places, asking=Geometry((2, 2), geometry.places[:, :2]))
+    assert torch.allclose(distance(weights, geometry, (8, 8)), distance(part, alone, (8, 8)))
+    assert torch.allclose(entropy(weights, geometry), entropy(part, alone)) and torch.allclose(entropy(weights), entropy(part))
+    weights[:, 1] = 0
+    for measured in (distance(weights, geometry, (8, 8)), entropy(weights, geometry), entropy(weights)):
+        assert measured.isnan().tolist() == [[False, True]]
+
+
+def test_thinned_weights_are_those_of_evenly_spaced_queries() -> None:
+    grid = of_patches((4, 6)).with_prefix(25, class_token=True)
+    weights = torch.rand(2, 3, 25, 25, generator=torch.Generator().manual_seed(3)).softmax(-1)
+    assert thinned(weights, grid, most=3 * 25 * 25)[0] is weights
+    few, fewer = thinned(weights, grid, most=3 * 25 * 7)  # a fourth, which shares a factor with the columns: a fifth
+    assert fewer is not None and fewer.fits(few, 2) and fewer.queries.places.tolist() == [[0, 5, 10, 15, 20]]
+    rows = [0, 1, 6, 11, 16, 21]
+    assert torch.equal(few, weights[:, :, rows])
+    assert torch.allclose(diversity(few, fewer), diversity(weights[:, :, rows]))
+    other = weights.flip(0)
+    assert torch.allclose(divergence(few, thinned(other, grid, most=525)[0], fewer), divergence(few, other[:, :, rows]))
+    assert torch.equal(thinned(weights, None, most=3 * 25 * 7)[0], weights[:, :, ::4])
+
+
+def test_uniform_attention_has_the_distance_that_stands_beside_each_layer() -> None:
+    for name in ("coat", "halo", "volo", "map_prefix"):
+        model, x = make(name), of(name)
+        uniform = attention_by_layer([model], Batch(x, torch.tensor([0, 1]), ids=("a", "b"))).data["distance_uniform"].values[0]
+        size = (x.shape[-2], x.shape[-1])
+        whole = [distance(torch.ones_like(c.weights), placed(c), size).mean().item() for c in layers_of(model, x)]
+        assert np.allclose(uniform, whole, rtol=1e-5, equal_nan=True)
 
 
 def test_outlook_and_halo_layers_say_how_far_they_see() -> None:
@@ -337,3 +454,45 @@ def test_more_derived_weights_than_memory_is_for_are_refused(monkeypatch: pytest
         model(x)
     assert rec.layers[0].weights.shape == (2, 2, 65, 65)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.net.modules())
+
+
+def test_pieces_are_halved_and_begun_again() -> None:
+    tried: list[tuple[int, int]] = []
+
+    def run(piece: slice, most: int = 2) -> list[int]:
+        tried.append((piece.start, piece.stop))
+        if piece.stop - piece.start > most:
+            raise TooManyWeights("too many")
+        return list(range(piece.start, piece.stop))
+
+    assert by_pieces(run, 7, 5) == [[0, 1], [2, 3], [4, 5], [6]]
+    assert tried == [(0, 5), (0, 2), (2, 4), (4, 6), (6, 7)]
+    with pytest.raises(TooManyWeights):
+        by_pieces(lambda piece: run(piece, 0), 3, 2)
+    with pytest.raises(InputError, match="chunk is 0"):
+        by_pieces(run, 3, 0)
+
+
+def test_every_analysis_takes_fewer_images_where_weights_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image, or one pair of an attack, at a time gives what all at once give."""
+    model, x = make("coat"), torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(4))
+    batch, first = Batch(x, torch.tensor([0, 1, 2]), ids=("a", "b", "c")), "serial_blocks1.0.factoratt_crpe"
+    shift = Shift((0.01, 0.02), PGD(0.02, steps=1), "raw")
+
+    def found() -> list[tuple[str, np.ndarray]]:
+        results = [
+            (attention_by_layer([model], batch, ByLayer()), "values_diversity"),
+            (attention_heads([model], batch), "head"),
+            (attend([model], batch, Attend(("raw", "weighted"), layer=first)), "map"),
+            (attention_queries([model], batch, Queries(first)), "peak"),
+            (attention_shift([model], batch, shift), "values_divergence"),
+            (attention_shift([model], batch, shift), "map"),
+        ]
+        return [(result.kind, result.data[name].values) for result, name in results]
+
+    whole = found()
+    monkeypatch.setattr("interp.attention.capture.MOST", 2 * 2 * 257**2)  # two images of two heads of the first stage
+    with pytest.raises(TooManyWeights):
+        layers_of(model, x)
+    for (kind, want), (_, got) in zip(whole, found(), strict=True):
+        assert np.isfinite(want).any() and np.allclose(got, want, rtol=1e-3, atol=1e-4, equal_nan=True), kind

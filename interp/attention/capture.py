@@ -32,7 +32,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -46,11 +46,35 @@ from interp.types import InputError
 if TYPE_CHECKING:
     from interp.models.model import Model
 
+T = TypeVar("T")
 MOST = 2**28  # derived weights of one layer in one pass: 1 GiB
 
 
 class TooManyWeights(InputError):
     """A layer that forms no weights would need more than MOST to derive them in one pass: fewer images may do."""
+
+
+def by_pieces(run: Callable[[slice], T], n: int, chunk: int) -> list[T]:
+    """run(piece) of consecutive pieces of at most `chunk` of n images, in order.
+
+    Where a piece has TooManyWeights it is begun again with half as many images, so run must not keep half a piece. Raises
+    TooManyWeights where a single image has too many, InputError where chunk < 1.
+    """
+    if chunk < 1:
+        raise InputError(f"chunk is {chunk}; expected at least 1 image per pass")
+    found: list[T] = []
+    start = 0
+    while start < n:
+        piece = slice(start, min(start + chunk, n))
+        try:
+            found.append(run(piece))
+        except TooManyWeights:
+            if piece.stop - start == 1:
+                raise
+            chunk = (piece.stop - start) // 2
+        else:
+            start = piece.stop
+    return found
 
 
 @dataclass(frozen=True, eq=False)

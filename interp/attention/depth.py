@@ -13,11 +13,11 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from interp.attention.capture import Captured, TooManyWeights, capture
+from interp.attention.capture import Captured, by_pieces, capture
 from interp.attention.layout import has_attention, reason_without
 from interp.attention.maps import enlarge
 from interp.attention.readings import head_maps
-from interp.attention.statistics import distance, diversity, entropy, focus
+from interp.attention.statistics import distance, diversity, entropy, focus, thinned
 from interp.models.model import Model, model_coords
 from interp.result import Measure, Result, with_interval
 from interp.stats import bootstrap
@@ -75,7 +75,8 @@ def attention_by_layer(models: Sequence[Model], batch: Batch, params: ByLayer = 
     the last; unread (model): why a model has no layers, '' where it has some. Channel attention has no distance and no focus,
     attention of one query without a place (class token, pool) no distance, one head no diversity: NaN. focus, with focus_area
     (image), the masks' share of the image, which is what a uniform map scores, only where the batch has masks; images without an
-    object are left out of it. Raises InputError, with the reasons, where no model has attention.
+    object are left out of it. diversity of a layer of more than 2²² weights per image is that of every k-th query (see thinned).
+    Raises InputError, with the reasons, where no model has attention.
     """
     started = time.perf_counter()
     for model in models:
@@ -127,22 +128,22 @@ def _one(model: Model, batch: Batch, chunk: int) -> list[_Layer]:
     """All layers of one model, in order; none where it has no attention."""
     if not has_attention(model):
         return []
-    seen: dict[str, tuple[str, list[dict[str, Tensor]]]] = {}
-    for part in batch.chunks(chunk):
+    kinds: dict[str, str] = {}
 
-        def consume(layer: Captured, part: Batch = part) -> None:
-            seen.setdefault(layer.name, (layer.kind, []))[1].append(_numbers(layer, part))
+    def run(piece: slice) -> dict[str, dict[str, Tensor]]:
+        part, seen = batch[piece], dict[str, dict[str, Tensor]]()
 
-        try:
-            with torch.no_grad(), capture(model, consume=consume):
-                model(part.images.to(model.mean))
-        except TooManyWeights:
-            if chunk == 1:
-                raise
-            return _one(model, batch, chunk // 2)
+        def consume(layer: Captured) -> None:
+            kinds[layer.name], seen[layer.name] = layer.kind, _numbers(layer, part)
+
+        with torch.no_grad(), capture(model, consume=consume):
+            model(part.images.to(model.mean))
+        return seen
+
+    parts = by_pieces(run, len(batch), chunk)
     return [
-        _Layer(name, kind, {key: torch.cat([p[key] for p in parts]).cpu().numpy() for key in parts[0]})
-        for name, (kind, parts) in seen.items()
+        _Layer(name, kinds[name], {key: torch.cat([part[name][key] for part in parts]).cpu().numpy() for key in first})
+        for name, first in parts[0].items()
     ]
 
 
@@ -151,18 +152,18 @@ def _numbers(layer: Captured, part: Batch) -> dict[str, Tensor]:
     geometry = None if layer.kind == "channel" else layer.geometry
     size = (int(part.images.shape[2]), int(part.images.shape[3]))
     unknown = torch.full((len(part),), math.nan)
-    even = torch.ones_like(layer.weights) / layer.weights.shape[-1]
+    even = torch.ones_like(layer.weights[: geometry.groups if geometry else 1, :1])  # the same for all images and heads
     return {
-        "uniform": unknown if geometry is None else distance(even, geometry, size).mean(1),
-        "distance": unknown if geometry is None else distance(layer.weights, geometry, size).mean(1),
-        "entropy": entropy(layer.weights, geometry).mean(1),
-        "diversity": diversity(layer.weights, geometry),
+        "uniform": unknown if geometry is None else distance(even, geometry, size)[0].expand(len(part)),
+        "distance": unknown if geometry is None else distance(layer.weights, geometry, size).nanmean(1),
+        "entropy": entropy(layer.weights, geometry).nanmean(1),
+        "diversity": diversity(*thinned(layer.weights, geometry)),
         "focus": unknown if geometry is None or part.masks is None else _focus(layer, part.masks, size),
     }
 
 
 def _focus(layer: Captured, masks: Masks, size: tuple[int, int]) -> Tensor:
-    maps = enlarge(head_maps(layer)[0].abs().mean(1), size).cpu()
+    maps = enlarge(head_maps(layer)[0].mean(1), size).cpu()
     found, there = torch.full((len(maps),), math.nan), masks.flatten(1).any(1)
     if bool(there.any()):
         found[there] = focus(maps[there], masks[there])

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import xarray as xr
 
-from interp.attention.capture import Captured, capture
+from interp.attention.capture import Captured, by_pieces, capture
 from interp.attention.layout import SIGNED, attention_layers
 from interp.attention.maps import enlarge
 from interp.attention.readings import Query, check_query, head_maps
@@ -44,7 +44,7 @@ def attention_heads(models: Sequence[Model], batch: Batch, params: Heads = Heads
     check_query(params.query, batch.images)
     kinds = attention_layers(model)
     chosen = list(params.layers or kinds)
-    parts = [_read(model, part, chosen, params.query) for part in batch.chunks(params.chunk)]
+    parts = by_pieces(lambda piece: _read(model, batch[piece], chosen, params.query), len(batch), params.chunk)
     blocks = {name: np.concatenate([part[name][0] for part in parts]) for name in kinds if name in chosen}
     most = max(block.shape[1] for block in blocks.values())
     drawn, matrices = ([n for n in blocks if (kinds[n] == "channel") == between] for between in (False, True))
@@ -82,7 +82,7 @@ def _read(model: Model, part: Batch, layers: list[str], query: Query | None) -> 
         except InputError as reason:
             found[layer.name] = (np.full((len(part), layer.weights.shape[1], *size), np.nan, np.float32), f"not read: {reason}")
             return
-        large = enlarge(maps.abs(), size)
+        large = enlarge(maps, size)
         relative = large / large.mean((2, 3), keepdim=True).clamp_min(1e-12)
         signed = " (absolute)" if layer.kind in SIGNED else ""
         found[layer.name] = (relative.cpu().numpy(), words + signed)

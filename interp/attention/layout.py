@@ -5,7 +5,8 @@ Kinds of attention, by what the rows and columns of a weight matrix stand for:
 - self:    tokens × tokens, prefix tokens (class, registers) first (ViT, arXiv 2010.11929; also timm's attention pool without
            parameters, AttentionPoolPrr)
 - class:   one query, the class token, over class token and patches (CaiT, arXiv 2103.17239, section 3.2)
-- latent:  one query, a learnt vector that is no token, over all tokens: the attention pool of SigLIP (arXiv 2303.15343)
+- latent:  one query, a learnt vector that is no token, over all tokens, or over the patches alone where timm's
+           pool_include_prefix is off: the attention pool of SigLIP (arXiv 2303.15343)
 - mean:    one query, the mean of the patches, over itself and the patches: the attention pool of CLIP's ResNets (2103.00020,
            section 2.4); the rows of the patches, which the module computes and drops, are left out
 - talking: tokens × tokens, mixed between heads after the softmax, so that rows need not sum to 1 (arXiv 2003.02436)
@@ -23,7 +24,8 @@ Kinds of attention, by what the rows and columns of a weight matrix stand for:
 - halo:    a block of queries × the block and a halo around it, so that windows of keys overlap (HaloNet, arXiv 2103.12731);
            what lies outside the image is padding, which gets weight and has no value
 - outlook: tokens × tokens inside windows that overlap, all from the window's centre by a linear layer, not by q·k; a position
-           adds up what it gets in its windows, so that its weights sum to their number (VOLO, arXiv 2106.13112, section 3.1)
+           adds up what it gets in its windows, so that its weights sum to their number, less at borders, where padding
+           takes a part of them (VOLO, arXiv 2106.13112, section 3.1)
 - global-query: as window, where queries come from the whole image and are the same in every window, keys and values from the
            window (GCViT, arXiv 2206.09959, section 3.2; timm before 1.0.31 mixes up the queries of the images of a batch)
 - context: one row of scores over the patches, for each pixel position of a patch (MobileViT v2, arXiv 2206.02680, section 3.1)
@@ -83,6 +85,10 @@ DERIVED: Mapping[str, str] = {  # kinds whose weights the model never forms: of 
     "factorised": "factorised attention",
 }
 POOLS = ("AttentionPoolLatent", "AttentionPoolPrr", "AttentionPool2d", "RotAttentionPool2d")  # around which nothing is skipped
+PARALLEL = {  # classes of modules that run several attentions of one input side by side: how
+    "ParallelThingsBlock": "its blocks add up several attentions that run side by side (arXiv 2203.09795)",
+    "ParallelPartitionAttention": "its attentions within windows and within grids run side by side",
+}
 UNREAD = {  # classes of layers that attend and are not captured
     "LambdaLayer": "lambda layers, which form no weights",
     "BatNonLocalAttn": "bilinear attention transforms, which weigh rows and columns apart",
@@ -309,10 +315,26 @@ def layout_of(model: Model) -> Layout:
 
 
 def map_layer(model: Model) -> str:
-    """The layer that class activation maps of a model read by default; blocks of parallel branches call their norm `in_norm`."""
+    """The layer that class activation maps of a model read by default.
+
+    Blocks of parallel attention and MLP call their norm `in_norm`; those of several attentions side by side have one for each,
+    so that the layer is what the last block is given: the block before it, or where it is alone `norm_pre`.
+    """
     path = layout_of(model).gradcam
     block, _, name = path.rpartition(".")
-    return f"{block}.in_norm" if name == "norm1" and hasattr(module_at(model.net, block), "in_norm") else path
+    last = module_at(model.net, block) if name == "norm1" else None
+    if last is None or hasattr(last, "norm1"):
+        return path
+    if type(last).__name__ == "ParallelThingsBlock":
+        above = block.removesuffix(".-1")
+        return f"{above}.-2" if len(list(module_at(model.net, above).children())) > 1 else "norm_pre"
+    return f"{block}.in_norm" if hasattr(last, "in_norm") else path
+
+
+def unchained(model: Model) -> str:
+    """Why the layers of a model cannot be multiplied with one another, "" where they can."""
+    reasons = [PARALLEL[type(m).__name__] for m in model.net.modules() if type(m).__name__ in PARALLEL]
+    return layout_of(model).unchained or (reasons[0] if reasons else "")
 
 
 def _unknown() -> str:

@@ -66,7 +66,8 @@ def received_map(weights: Tensor, geometry: Geometry) -> Tensor:
 def query_map(weights: Tensor, geometry: Geometry, *, y: int, x: int) -> Tensor:
     """Where position (y, x) of the queries' grid looks, (n, heads, rows, columns): zero outside the query's own group.
 
-    Raises InputError where the position is outside, or the only query has no place: a class token or a learnt latent.
+    Raises InputError where the position is outside, or the only query has no place: a class token, a learnt latent or the mean
+    of the patches.
     """
     queries = geometry.queries
     if not (0 <= y < queries.size[0] and 0 <= x < queries.size[1]):
@@ -75,7 +76,7 @@ def query_map(weights: Tensor, geometry: Geometry, *, y: int, x: int) -> Tensor:
         )
     rows = grouped(weights, geometry)
     if rows.shape[-2] == 1 and geometry.placeless:
-        one = "a learnt latent" if geometry.latent else "the class token"
+        one = "a learnt latent" if geometry.latent else "the class token, or the mean of the patches"
         raise InputError(f"the only query of this layer is {one}: no other position asks (XCiT: see channels)")
     only = torch.zeros_like(rows[..., 0, geometry.prefix :])
     for group, token in (queries.places == y * queries.size[1] + x).nonzero().tolist():

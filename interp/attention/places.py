@@ -114,11 +114,11 @@ def crossvit(t: Told) -> Geometry | None:
 
 def coat(t: Told) -> Geometry | None:
     """CoaT: the stage whose patches are as many as the tokens. Each has a class token; the head reads that of the last alone, or
-    those of all but the first where its stages run side by side in the end."""
-    first = 1 if t.net.parallel_blocks is not None else 3
+    those of all but the first where its stages run side by side in the end; none where it reads the mean of the patches."""
+    first, read = (1 if t.net.parallel_blocks is not None else 3), t.net.global_pool != "avg"
     for k, embed in enumerate((t.net.patch_embed1, t.net.patch_embed2, t.net.patch_embed3, t.net.patch_embed4)):
         if math.prod(embed.grid_size) == t.args[0].shape[1] - 1:
-            return of_patches(_pair(embed.grid_size)).with_prefix(int(t.args[0].shape[1]), class_token=k >= first)
+            return of_patches(_pair(embed.grid_size)).with_prefix(int(t.args[0].shape[1]), class_token=read and k >= first)
     return None
 
 

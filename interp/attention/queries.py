@@ -18,7 +18,7 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
-from interp.attention.capture import Captured, capture
+from interp.attention.capture import Captured, by_pieces, capture
 from interp.attention.geometry import Geometry
 from interp.attention.layout import DERIVED, ONE, SIGNED, attention_layers, has_attention, reason_without, unread
 from interp.attention.maps import channel_rows, query_rows
@@ -26,6 +26,7 @@ from interp.models.model import Model, model_coords
 from interp.result import Result
 from interp.types import Batch, InputError, pixels
 
+UNEVEN = (*SIGNED, "halo", "outlook")  # kinds whose rows over the grid sum to any number: of any sign, partly padding, sums
 MOST = 1024**2  # weights of one image, queries × keys, that the page holds
 
 
@@ -51,9 +52,10 @@ def attention_queries(models: Sequence[Model], batch: Batch, params: Queries = Q
     asks, size (model, axis): rows and columns of the grid of the queries and of that of the keys, 0 where a model was not read;
     they differ where either is pooled. rows (model, image, query, key) uint8: the weights of a query on all keys, each row by row
     over its grid, 255 the largest of the row; peak (model, image, query): that largest weight × keys, so 1 is attention spread
-    evenly over the whole grid. seen (model, query, key): whether the key is in a window, or other group, of the query's. own
-    (model): which layer it is, or why none was read. Channel attention has no weights of tokens: what stands there for it is
-    derived, and `own` says so. Raises InputError where no model can be read.
+    evenly over the whole grid; rows of UNEVEN kinds are divided by their sum first, and `own` says so. seen (model, query, key):
+    whether the key is in a window, or other group, of the query's. own (model): which layer it is, or why none was read. Channel
+    attention has no weights of tokens: what stands there for it is derived, and `own` says so. Raises InputError where no model
+    can be read.
     """
     started = time.perf_counter()
     read: list[_Read | None] = []
@@ -98,7 +100,7 @@ def attention_queries(models: Sequence[Model], batch: Batch, params: Queries = Q
 def _one(model: Model, batch: Batch, params: Queries) -> _Read:
     """What the page shows of one model; raises InputError where no patch asks, or for more weights than the page holds."""
     name = _layer(model, params.layer)
-    parts = [_part(model, name, part) for part in batch.chunks(params.chunk)]
+    parts = by_pieces(lambda piece: _part(model, name, batch[piece]), len(batch), params.chunk)
     left = unread(model)
     words = parts[0].words + (f"; not captured: {left}" if left else "")
     return _Read(torch.cat([part.rows for part in parts]), parts[0].geometry, words)
@@ -151,9 +153,12 @@ def _rows(layer: Captured, geometry: Geometry) -> tuple[Tensor, str]:
         rows = channel_rows(layer.weights, layer.values, geometry)
         return rows, f"derived from attention between channels: those that stand out at the query, {at}"
     at = f"derived from its {DERIVED[layer.kind]}, {at}" if layer.kind in DERIVED else at
+    at = f"each row divided by its sum, {at}" if layer.kind in UNEVEN else at
+    rows = query_rows(layer.weights.abs() if layer.kind in SIGNED else layer.weights, geometry)
+    rows = rows / rows.sum(-1, keepdim=True).clamp_min(1e-30) if layer.kind in UNEVEN else rows
     if layer.kind in SIGNED:
-        return query_rows(layer.weights.abs(), geometry), f"attention (absolute: {SIGNED[layer.kind]}), {at}"
-    return query_rows(layer.weights, geometry), f"{_reach(layer, geometry)}{_pooled(geometry)}, {at}"
+        return rows, f"attention (absolute: {SIGNED[layer.kind]}), {at}"
+    return rows, f"{_reach(layer, geometry)}{_pooled(geometry)}, {at}"
 
 
 def _reach(layer: Captured, geometry: Geometry) -> str:

@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from interp.attention.cam import cam, check_targets
-from interp.attention.capture import Captured, capture
+from interp.attention.capture import Captured, by_pieces, capture
 from interp.attention.geometry import Geometry
-from interp.attention.layout import DERIVED, ONE, SIGNED, attention_layers, has_attention, layout_of, map_layer, unread, why_not
+from interp.attention.layout import DERIVED, ONE, SIGNED, attention_layers, has_attention, map_layer, unchained, unread, why_not
 from interp.attention.maps import channel_readout, channel_rows, class_map, query_map, received_map
 from interp.attention.rollout import gradient_weighted, last_stage, reduce_heads, relevance, rollout
 from interp.types import Images, InputError, Labels, Maps
@@ -85,9 +85,11 @@ def _default(model: Model, query: Query | None) -> str:
 def head_maps(layer: Captured, *, query: Query | None = None, image: tuple[int, int] = (0, 0)) -> tuple[Tensor, str]:
     """The maps of every head of one captured layer, (n, heads, rows, columns), and in words which reading they are.
 
-    query: a pixel of an image of the given size. Raises InputError for channel attention, which has no place in the image.
+    query: a pixel of an image of the given size. Weights that can be negative enter by their absolute value, before any mean.
+    Raises InputError for channel attention, which has no place in the image.
     """
-    maps, words = _unbounded(layer, query, image)
+    positive = replace(layer, weights=layer.weights.abs()) if layer.kind in SIGNED else layer
+    maps, words = _unbounded(positive, query, image)
     return maps, f"{words}{_bounds(layer)}"
 
 
@@ -144,9 +146,7 @@ def _raw(model: Model, x: Images, _targets: Labels | None, how: How) -> Reading:
     with torch.no_grad(), capture(model, layers=[name]) as recorder:
         model(x)
     maps, words = head_maps(recorder.layers[0], query=how.query, image=(x.shape[-2], x.shape[-1]))
-    signed = recorder.layers[0].kind in SIGNED
-    positive = maps.abs() if signed else maps
-    return Reading(reduce_heads(positive, how.head), f"{words}{_signed(recorder.layers)}, {_of_heads(how.head)}, at layer {name}")
+    return Reading(reduce_heads(maps, how.head), f"{words}{_signed(recorder.layers)}, {_of_heads(how.head)}, at layer {name}")
 
 
 def _signed(layers: Sequence[Captured]) -> str:
@@ -158,7 +158,7 @@ def _signed(layers: Sequence[Captured]) -> str:
 def _check_asked(layer: Captured) -> None:
     """Raise InputError where a query is asked of a layer in which no position asks."""
     if layer.kind in ONE:
-        instead = ", or for XCiT take channels" if layer.kind == "class" else ""
+        instead = ", or where the model attends between channels (XCiT) take channels" if layer.kind == "class" else ""
         raise InputError(
             f"the only query of layer {layer.name} is {ONE[layer.kind]}: no other position asks. Leave the query out{instead}"
         )
@@ -228,7 +228,7 @@ def _chefer(model: Model, x: Images, targets: Labels | None, how: How) -> Readin
 
 def _chained(model: Model) -> list[str]:
     """Layers that weigh tokens by tokens; raises InputError with the reason where roll-out is undefined."""
-    if reason := layout_of(model).unchained:
+    if reason := unchained(model):
         raise InputError(f"its layers cannot be multiplied with one another: {reason}")
     names = [name for name, kind in attention_layers(model).items() if kind not in ("channel", "context")]
     if not names:
@@ -337,6 +337,11 @@ def read(model: Model, x: Images, targets: Labels | None = None, *, method: str 
         raise InputError(f"method is {method!r}; expected {', '.join(METHODS)}")
     if method not in ("auto", *CAMS) and not has_attention(model):
         raise InputError(why_not(model))
-    reading = METHODS[method](model, x, targets, how)
+
+    def run(piece: slice) -> Reading:
+        return METHODS[method](model, x[piece], None if targets is None else targets[piece], how)
+
+    parts = by_pieces(run, len(x), max(len(x), 1))
+    reading = replace(parts[0], maps=torch.cat([part.maps for part in parts]))
     left = unread(model) if method not in CAMS and has_attention(model) else ""
     return replace(reading, how=f"{reading.how}; not captured: {left}") if left else reading

@@ -2,12 +2,14 @@
 
 weights (n·groups, heads, queries, keys) as `capture` records them. Rows that can be negative, as of talking heads, enter by their
 absolute value divided by their sum; softmax rows are left as they are. Where windows overlap, a position asks in several: it
-counts by the mean over these. Padding that a layer attends to is a key like others.
+counts by the mean over these. Padding that a layer attends to is a key like others. Rows of zeros, which linear attention has
+where no key meets a query, have no distance and no entropy: means leave them out, and are NaN where there is no other.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,14 +18,22 @@ from interp.attention.geometry import Geometry, Grid
 from interp.attention.maps import grouped
 from interp.types import InputError, Maps, Masks
 
+SOME = 2**22  # weights of one layer and image that measures of pairs, of heads or of passes, go through
+
 
 def _rows(weights: Tensor) -> Tensor:
     positive = weights.abs()
     return positive / positive.sum(-1, keepdim=True).clamp_min(1e-12)
 
 
-def _over_queries(values: Tensor, geometry: Geometry | None) -> Tensor:
-    """Values of queries (n·groups, heads, queries) → mean over the queries of an image that are no padding, (n, heads)."""
+def _over_queries(values: Tensor, geometry: Geometry | None, live: Tensor | None = None) -> Tensor:
+    """Values of queries (n·groups, heads, queries) → mean over the queries of an image that are no padding, (n, heads).
+
+    live: which of them to take, likewise, where not all.
+    """
+    if live is not None:
+        part = _over_queries(live.to(values), geometry)
+        return torch.where(part > 0, _over_queries(values * live, geometry) / part, math.nan)
     if geometry is None:
         return values.mean(-1)
     split = values.unflatten(0, (-1, geometry.groups))  # (n, groups, heads, queries)
@@ -40,8 +50,9 @@ def distance(weights: Tensor, geometry: Geometry, image: Grid) -> Tensor:
     """Mean attention distance in pixels, (n, heads): Σ_k A[q, k]·‖p_q − p_k‖ over patch keys, mean over patch queries.
 
     Dosovitskiy et al., arXiv 2010.11929, appendix D.7. Rows without the prefix tokens are divided by their sum. image: rows and
-    columns of the image in pixels; p are the centres of positions, also where keys are pooled to larger ones. NaN where the
-    only query has no place, as of class attention. Limit: attention of every position to itself gives 0.
+    columns of the image in pixels; p are the centres of positions, also where keys are pooled to larger ones. Rows without weight
+    on patches are left out; NaN where the only query has no place, as of class attention. Limit: attention of every position to
+    itself gives 0.
     """
     rows = grouped(_rows(weights), geometry)
     if rows.shape[-2] == 1 and geometry.placeless:
@@ -53,9 +64,11 @@ def distance(weights: Tensor, geometry: Geometry, image: Grid) -> Tensor:
         kept = rows[..., geometry.prefix :].expand(*rows.shape[:3], asking.places.shape[1], -1)
     else:
         kept = rows[..., asking.prefix :, geometry.prefix :]
-    kept = kept * real[:, None, None]
-    reach = (kept * apart[:, None]).sum(-1) / kept.sum(-1).clamp_min(1e-12)
-    return (reach * share[:, None]).sum((1, 3)) / share.sum()
+    kept = kept if bool(real.all()) else kept * real[:, None, None]
+    total = kept.sum(-1)
+    reach = torch.einsum("nghqk,gqk->nghq", kept, apart) / total.clamp_min(1e-12)
+    counted = share[:, None] * (total > 0)
+    return (reach * counted).sum((1, 3)) / counted.sum((1, 3))  # 0 / 0 is NaN
 
 
 def _centres(geometry: Geometry, image: Grid, like: Tensor) -> Tensor:
@@ -69,7 +82,7 @@ def entropy(weights: Tensor, geometry: Geometry | None = None) -> Tensor:
     """Entropy of the rows as a share of the largest there can be, ln keys: (n, heads), 1 for uniform attention, 0 for one key."""
     rows = _rows(weights)
     bits = -torch.special.xlogy(rows, rows).sum(-1) / math.log(max(rows.shape[-1], 2))
-    return _over_queries(bits, geometry)
+    return _over_queries(bits, geometry, rows.sum(-1) > 0)
 
 
 def divergence(a: Tensor, b: Tensor, geometry: Geometry | None = None) -> Tensor:
@@ -90,6 +103,26 @@ def diversity(weights: Tensor, geometry: Geometry | None = None) -> Tensor:
     rows = _rows(weights)
     apart = [_over_queries(_jensen_shannon(rows[:, k : k + 1], rows[:, k + 1 :]), geometry) for k in range(heads - 1)]
     return torch.cat(apart, 1).mean(1)
+
+
+def thinned(weights: Tensor, geometry: Geometry | None, *, most: int = SOME) -> tuple[Tensor, Geometry | None]:
+    """The weights of so few queries that at most about `most` numbers of an image are left, and their geometry.
+
+    Every k-th query of a group with the least k that does, and that has no factor in common with the columns of their grid, so
+    that all columns take part; prefix tokens stay. Limit: weights of at most `most` numbers stay as they are.
+    """
+    groups = 1 if geometry is None else geometry.groups
+    step = -(-weights[:groups].numel() // most)
+    if step <= 1 or weights.shape[-2] == 1:
+        return weights, geometry
+    if geometry is None:
+        return weights[..., ::step, :], None
+    asking = geometry.queries
+    while math.gcd(step, asking.size[1]) > 1:
+        step += 1
+    prefix, places = asking.prefix, asking.places[:, ::step]
+    kept = torch.cat([weights[..., :prefix, :], weights[..., prefix::step, :]], -2)
+    return kept, replace(geometry, asking=replace(asking, places=places))
 
 
 def _jensen_shannon(p: Tensor, q: Tensor) -> Tensor:

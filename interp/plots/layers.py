@@ -54,7 +54,8 @@ def layers(result: Result) -> Figure:
             axes[-1].axhline(float(data["focus_area"].values.mean()), color="0.35", ls=":", lw=1, label="uniform map (focus)")
         counts = {int(data[name].attrs["n"]) for name in shown if "n" in data[name].attrs}
         notes = [f"n = {', '.join(map(str, sorted(counts)))} images; mean over heads and images with 95 % bootstrap bands"]
-        notes += ["distance, dotted: of uniform attention on the same grid"] if "distance_uniform" in data else []
+        dotted = "distance" in shown and "distance_uniform" in data
+        notes += ["distance, dotted: of uniform attention on the same grid"] if dotted else []
         notes += _without(data, shown)
         notes += _between_channels(data)
         note(fig, _legend(fig, axes, [labels(data)[m] for m in rows(data)]), notes, left=axes[0].get_position().x0)
@@ -91,7 +92,7 @@ def _line(ax: Axes, data: xr.Dataset, m: int, x: np.ndarray, v: np.ndarray, low:
     """One model's line, with a band between the ends of its intervals and a stroke at each point, which may stand alone."""
     colour, robust = colours(data)[m], bool(data["robust"].values[m])
     style: dict[str, Any] = {"ls": "-" if robust else "--", "marker": "o", "markerfacecolor": colour if robust else "white"}
-    ax.plot(x, v, color=colour, lw=1.3, markersize=3.2, label=labels(data)[m], **style)
+    ax.plot(x, v, color=colour, lw=1.3, markersize=3.2, label=labels(data)[m], clip_on=False, **style)
     ax.fill_between(x, low, high, color=colour, alpha=0.13, lw=0)
     known = np.isfinite(v)
     ax.vlines(x[known], low[known], high[known], color=colour, lw=0.8, alpha=0.6)

@@ -18,11 +18,11 @@ from interp.attacks.losses import LOSSES
 from interp.attacks.pgd import PGD
 from interp.attacks.search import attack
 from interp.attacks.sweep import labels_for
-from interp.attention.capture import Captured, capture
+from interp.attention.capture import Captured, by_pieces, capture
 from interp.attention.layout import has_attention
 from interp.attention.maps import enlarge
 from interp.attention.readings import read
-from interp.attention.statistics import divergence
+from interp.attention.statistics import divergence, thinned
 from interp.models.model import Model, model_coords
 from interp.result import Result, with_interval
 from interp.stats import bootstrap, wilson
@@ -54,8 +54,9 @@ def attention_shift(models: Sequence[Model], batch: Batch, params: Shift = Shift
     """Attack every image at every ε and compare each layer's attention with that on the image itself.
 
     divergence (model, depth, eps): Jensen–Shannon divergence of the rows of weights in bits, 0 to 1, mean over queries, heads
-    and images, with 95 % bootstrap intervals; layers in the order in which they run, NaN behind a model's last; moved (model,
-    eps): the same of each image's mean over layers. layer, kind (model, depth). accuracy (model, eps): share read as labelled
+    and images, with 95 % bootstrap intervals; layers in the order in which they run, NaN behind a model's last; of a layer of
+    more than 2²² weights per image every k-th query takes part (see statistics.thinned). moved (model, eps): the same of each
+    image's mean over layers. layer, kind (model, depth). accuracy (model, eps): share read as labelled
     both as it is and attacked, with Wilson intervals; an image without a label counts as what the model reads in it. picture
     (model, eps, image, y, x, channel): the attacked images; map (model, eps, image, y, x): the model's own map of each, ÷ its
     mean, read as how (model) says; where a method explains a class, the one that the image itself is read as. Limit: at ε = 0
@@ -127,23 +128,31 @@ def _one(model: Model, batch: Batch, sizes: Sequence[float], params: Shift) -> _
 
 
 def _moved(model: Model, x: Tensor, chunk: int) -> tuple[list[tuple[str, str]], dict[str, np.ndarray]]:
-    """The divergence (eps, image) of every layer from what it is at the first ε; nothing where there is no attention."""
+    """The divergence (eps, image) of every layer from what it is at the first ε, where it is 0; nothing without attention.
+
+    A pass takes images as they are and as attacked, in pairs: `chunk` of them, fewer where a layer has too many weights.
+    """
     if not has_attention(model):
         return [], {}
     kinds: dict[str, str] = {}
-    parts: dict[str, list[Tensor]] = {}
+    clean, attacked = x[:1].expand_as(x[1:]).flatten(0, 1), x[1:].flatten(0, 1)
 
-    def consume(layer: Captured) -> None:
-        kinds[layer.name] = layer.kind
-        by_eps = layer.weights.unflatten(0, (len(x), -1))  # the images of one pass are those of one ε after the other
-        geometry = None if layer.kind == "channel" else layer.geometry
-        apart = torch.stack([divergence(by_eps[0], other, geometry).mean(1) for other in by_eps])
-        parts.setdefault(layer.name, []).append(apart.cpu())
+    def run(piece: slice) -> dict[str, Tensor]:
+        apart: dict[str, Tensor] = {}
 
-    for piece in x.split(chunk, dim=1):
+        def consume(layer: Captured) -> None:
+            geometry = None if layer.kind == "channel" else layer.geometry
+            weights, geometry = thinned(layer.weights, geometry)
+            before, after = weights.chunk(2)
+            kinds[layer.name], apart[layer.name] = layer.kind, divergence(before, after, geometry).mean(1).cpu()
+
         with torch.no_grad(), capture(model, consume=consume):
-            model(piece.flatten(0, 1).to(model.mean))
-    return list(kinds.items()), {name: torch.cat(found, 1).numpy() for name, found in parts.items()}
+            model(torch.cat([clean[piece], attacked[piece]]).to(model.mean))
+        return apart
+
+    parts = by_pieces(run, len(attacked), chunk)
+    moved = {name: torch.cat([part[name] for part in parts]).unflatten(0, x[1:].shape[:2]) for name in kinds}
+    return list(kinds.items()), {name: torch.cat([torch.zeros_like(m[:1]), m]).numpy() for name, m in moved.items()}
 
 
 def _maps(model: Model, x: Tensor, params: Shift) -> tuple[np.ndarray, str]:
