@@ -258,11 +258,9 @@ def test_twice_the_same_is_the_same_and_comes_back_from_a_file(smalls: list[Mode
 
 def test_attributes_are_written_by_models_of_named_classes() -> None:
     """Classes differ by their brightness, which every attribute of them can be read from."""
-    labels = torch.arange(40) % 10
-    x = (0.1 + 0.08 * labels[:, None, None, None] + 0.02 * noise(40, 16)).clamp(0, 1)
     models = [small(name, width=width, classes=10) for name, width in (("a", 12), ("b", 24))]
     params = dataclasses.replace(ONE, groups=("written",), chunk=16)
-    result, whole = (compare(models, Batch(x, labels, classes=CIFAR10), dataclasses.replace(params, chunk=c)) for c in (16, 40))
+    result, whole = (compare(models, bright(40), dataclasses.replace(params, chunk=c)) for c in (16, 40))
     assert_complete(result, params)
     assert_same(result.data, whole.data, rows_of(result))
     data = result.data
@@ -338,6 +336,36 @@ def test_further_judges_read_as_models_do_and_are_not_compared(smalls: list[Mode
     assert np.allclose(data["sweep_transferred"], among_three["sweep_transferred"][:2])
     assert result.params["judges"] == [smalls[2].digest]  # another judge, another question
     assert {"a_standard", "ResNet\nrobust", "b"} <= {text.get_text() for text in matrix_of_judges(result).findobj(Text)}
+
+
+def bright(n: int) -> Batch:
+    """Images of CIFAR-10's classes, which differ by their brightness, so that attributes can be read from it."""
+    labels = torch.arange(n) % 10
+    return Batch((0.1 + 0.08 * labels[:, None, None, None] + 0.02 * noise(n, 16)).clamp(0, 1), labels, classes=CIFAR10)
+
+
+def test_twins_without_a_common_judge_are_not_said_to_write_more() -> None:
+    pair = [small("s", classes=10), small("r", robust=True, classes=10)]
+    params = dataclasses.replace(ONE, groups=("written",))
+    judged = dataclasses.replace(params, judges=(small("j", width=24, classes=10),))
+    alone, read = (compare(pair, bright(80), p).data for p in (params, judged))
+    assert np.isnan(alone["written_p"].values[0, 1]) and "attribute_more" not in alone
+    assert read["attribute_more"].dims == ("model", "attribute", "fate") and not read["attribute_more"].values[0].any()
+    counts, values = read["attribute_change_n"].values, read["attribute_change"].values
+    assert np.array_equal(counts > 0, np.isfinite(values)) and (counts.sum(2) <= 80).all()
+
+
+def test_what_nobody_can_read_is_left_out_with_the_reason(smalls: list[Model]) -> None:
+    params = dataclasses.replace(ONE, groups=("written", "appearance"))
+    data = compare([small("s", classes=10)], bright(40), params).data
+    assert "written: there is no other model to read the pictures" in data.attrs["skipped"]
+    one = dataclasses.replace(bright(40), labels=torch.zeros(40, dtype=torch.long))
+    models = [small("s", classes=10), small("j", width=24, classes=10)]
+    data = compare(models, one, dataclasses.replace(params, groups=("written", "alignment"))).data
+    assert "written: s reads none of" in data.attrs["skipped"] or "written: j reads none of" in data.attrs["skipped"]
+    assert "alignment: no image has a value" in data.attrs["skipped"]
+    with pytest.raises(InputError, match=r"nothing could be measured: written: there is no other model"):
+        compare(models[:1], bright(40), dataclasses.replace(params, groups=("written",)))
 
 
 def test_one_model_is_read_by_further_judges(smalls: list[Model]) -> None:

@@ -19,6 +19,7 @@ from matplotlib.transforms import Bbox
 import interp
 from interp.attributes import table
 from interp.attributes.compare import GROUPS
+from interp.attributes.concepts import PER_CLASS
 from interp.attributes.table import Column, tabulate
 from interp.cli import options
 from interp.plots import attributes, evidence, interactive, matrices
@@ -85,6 +86,7 @@ def extras(rng: np.random.Generator) -> dict[str, object]:
         "concept_crop": (("model", "part", "top", "crop_y", "crop_x", "channel"), rng.random((four, 2, 3, 4, 4, 3))),
         "concept_score": (("model", "concept", "tested_class"), np.where(rng.random((four, 4, 3)) < 0.3, np.nan, 0.7)),
         "concept_middle_score": (("model", "concept", "tested_class"), np.full((four, 4, 3), 0.5)),
+        "tested_n": ("tested_class", np.array([20, 20, 20])),
         "concepts_needed": ("model", np.array([12.0, 15, np.nan, 20])),
         "concepts_needed_low": ("model", np.array([11.0, 14, np.nan, 18])),
         "concepts_needed_high": ("model", np.array([14.0, 15, np.nan, 26])),
@@ -242,6 +244,11 @@ def test_a_number_of_concepts_that_is_missing_is_explained(full: interp.Result) 
     said = " ".join(t.get_text() for t in attributes.needed(full).texts)
     missing = LABELS[2]
     assert f"{missing}: more than 32 are needed." in " ".join(said.split())
+
+
+def test_bars_of_the_number_of_concepts_say_what_they_hold_fixed(full: interp.Result) -> None:
+    said = " ".join(" ".join(t.get_text() for t in attributes.needed(full).texts).split())
+    assert "with the parts and the draw of places fixed, hence too narrow; nothing is tested." in said
 
 
 def test_judges_frame_the_generator_and_bars_are_the_checks(full: interp.Result) -> None:
@@ -485,3 +492,51 @@ def test_concepts_that_a_model_does_not_tell_apart_are_pale(full: interp.Result)
         fig = attributes.concepts(result)
         assert [len(ax.patches) for ax in fig.axes[:4]] == rows_of
         assert ("Paler" in " ".join(t.get_text() for t in fig.texts)) == any(rows_of)
+
+
+def few_of(result: interp.Result, models: list[int], counts: list[int]) -> interp.Result:
+    """Of some models, with as many classes as counts of images, and no score where these are fewer than five."""
+    at = np.arange(len(counts)) % 3
+    data = result.data.isel(model=models, other=models, tested_class=at).assign(tested_n=("tested_class", np.array(counts)))
+    data = data.assign_coords(tested_class=[f"class {k}" for k in range(len(counts))])
+    return dataclasses.replace(result, data=data.assign(concept_score=data["concept_score"].where(data["tested_n"] >= 5)))
+
+
+def test_classes_of_few_images_are_hatched_and_all_are_drawn(full: interp.Result) -> None:
+    assert attributes.PER_CLASS == PER_CLASS
+    fig = attributes.concepts(few_of(full, [0, 1], [20, 4, 0]))
+    for ax in fig.axes[:2]:
+        hatched = [p for p in ax.patches if isinstance(p, Rectangle) and p.get_hatch()]
+        assert [round(p.get_x() + 0.5) for p in hatched] == [1, 2]
+        assert [t.get_text() for t in ax.get_xticklabels()] == ["class 0", "class 1", "class 2"]
+    assert "Hatched: fewer than 5 images of the class" in " ".join(" ".join(t.get_text() for t in fig.texts).split())
+    assert "Hatched" not in " ".join(t.get_text() for t in attributes.concepts(full).texts)
+    with pytest.raises(interp.InputError, match="no class has 5 images in this result"):
+        attributes.concepts(few_of(full, [0, 1], [4, 4, 0]))
+
+
+def test_of_very_many_classes_those_with_images_are_drawn(full: interp.Result) -> None:
+    fig = attributes.concepts(few_of(full, [0, 1], [20, 6] + [1] * 998))
+    assert [len(ax.get_xticks()) for ax in fig.axes[:2]] == [2, 2] and fig.get_figwidth() < 5
+    assert "Not drawn: 998 classes of fewer than 5 images." in " ".join(" ".join(t.get_text() for t in fig.texts).split())
+    assert not any(ax.patches for ax in fig.axes[:2])
+
+
+@pytest.mark.parametrize("models", [[0, 1], [0, 1, 2], [0, 1, 2, 3]])
+def test_titles_of_panels_do_not_overlap(models: list[int], full: interp.Result) -> None:
+    long = full.data.assign_coords(label=("model", ["ResNet-50 robust", "ResNet-50 standard", "MobileViT robust", "B standard"]))
+    long_named = dataclasses.replace(full, data=long)
+    for fig in (
+        attributes.concepts(few_of(long_named, models, [20])),
+        attributes.similarity(dataclasses.replace(full, data=long.isel(model=models, other=models))),
+    ):
+        fig.canvas.draw()
+        assert not overlapping([ax.title.get_window_extent() for ax in fig.axes if ax.get_title()])
+
+
+def test_one_model_has_no_figure_of_likeness(full: interp.Result) -> None:
+    alone = full.data.isel(model=[0], other=[0])
+    with pytest.raises(interp.InputError, match="there is one model in the result; expected two at least"):
+        attributes.similarity(dataclasses.replace(full, data=alone))
+    without = dataclasses.replace(full, data=alone.drop_vars(["cka", "best_match"]))  # as `found_concepts` leaves it
+    assert "similarity" not in [d.name for d in attributes.drawable(without)]

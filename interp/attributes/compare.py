@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from interp.attacks.pgd import PGD
@@ -105,19 +106,22 @@ def compare(models: Sequence[Model], batch: Batch, params: Compare = Compare()) 
             seen.extras |= extras
         except InputError as reason:
             seen.why[name] = str(reason)
+    for name in within:
+        if columns[name] and not any(np.isfinite(column.values).any() for column in columns[name]):
+            seen.why.setdefault(name, "no image has a value: the images hold none of the classes that perturbations go toward")
     for name, source in sizes.sources.items():
         if source and name in seen.why:
             raise InputError(f"{name} from {source}: {seen.why[name]}")
     if not any(columns.values()):
         raise InputError(f"nothing could be measured: {'; '.join(f'{k}: {v}' for k, v in seen.why.items())}")
-    coords, names = model_coords(models), model_coords(panel)["label"][1]
-    coords["label"] = "model", names[: len(models)]
+    coords, readers = model_coords(models), model_coords(panel)
+    coords["label"] = "model", readers["label"][1][: len(models)]
     data = tabulate([c for of in columns.values() for c in of], coords["model"], twins(models))
     for name, of in columns.items():
         for column in of:
             data[column.measure.name].attrs["group"] = name
     data = data.assign_coords(coords | {"image": list(batch.ids), "other": coords["model"], "judge": [m.card.id for m in panel]})
-    data["judge_label"] = "judge", names
+    data["judge_label"], data["judge_group"] = ("judge", readers["label"][1]), ("judge", readers["group"][1])
     data = data.assign(seen.extras)
     data["goal"], data["truth"] = ("image", goals.numpy()), ("image", batch.labels.numpy())
     if "perturbation" in params.groups and params.sweep:

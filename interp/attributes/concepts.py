@@ -21,7 +21,8 @@ as that of s = 1. Scores that do not pass both are NaN.
 
 The last concept, `random`, is a random set treated as the others are: the control, of which about none may pass. Pairs of concept
 and class share both and are no independent tries; a table counts concepts, each by the share of classes that depend on it
-(`Sensitivity.depending`). Concepts share their random pictures and the classes' images still.
+(`Sensitivity.depending`). Concepts share their random pictures and the classes' images still: intervals of such shares are over
+concepts, with images and pictures as they are. Classes of fewer than PER_CLASS images are not tested.
 
 `tcav` tells concepts from drawn noise, `relative` each concept of a set from the others of the set (the paper's section "Relative
 TCAV": the positive pictures are one concept's, the negative ones those of others). From noise a model tells flat drawings of
@@ -54,6 +55,8 @@ DEFAULT = tuple(name for family in FAMILIES.values() for name in family)
 """Concepts that are tested where none are named: colours, stripes, textures, shapes."""
 RUNS, FEWEST = 10, 5
 """Runs, and how many pictures in each make a class of a set a concept."""
+PER_CLASS = 5
+"""Images of a class of which its mean sensitivity is tested, and its score given."""
 FEWEST_RUNS = 6
 """Of fewer runs no accuracy is above chance at the level of the tests."""
 ALPHA = 0.05
@@ -67,7 +70,7 @@ MEASURES = (
         "significant",
         "classes that depend on a concept",
         "of a concept told from others: share of classes whose mean sensitivity differs from 0 over runs (t-test, "
-        "Holm over all concepts, classes and layers of the model); else 0",
+        "Holm over all concepts, classes and layers of the model); else 0; interval over concepts, images and pictures fixed",
         f"{_SOURCE}, section 3.2",
         "share",
         "none",
@@ -83,7 +86,7 @@ MEASURES = (
     Measure(
         "told_apart",
         "concepts told from others",
-        "held-out accuracy of the concept vectors, mean over concepts",
+        "held-out accuracy of the concept vectors, mean over concepts; interval over concepts, pictures fixed",
         f"{_SOURCE}, section 3.2",
         "share",
         "higher",
@@ -105,9 +108,10 @@ class Sensitivity:
 
     vectors (concepts, runs, features): unit normals. accuracy (concepts, pairs of runs): of each run's vector on the pictures of
     each later run, chance 0.5; told_p (concepts,): whether it lies above. sensitivity (images, concepts): mean over runs, in
-    [−1, 1], for the log-odds of each image's label. score (concepts, classes): TCAV score, mean over runs, NaN where a test is
-    not passed or the class has no images; p (concepts, classes): of the mean sensitivity, Holm-corrected over all that was tested
-    of the model. alpha: level of both tests.
+    [−1, 1], for the log-odds of each image's label. images (classes,): how many each of the model's classes has. score (concepts,
+    classes): TCAV score, mean over runs, NaN where a test is not passed or the class has fewer than PER_CLASS images; p
+    (concepts, classes): of the mean sensitivity, Holm-corrected over all that was tested of the model. alpha: level of both
+    tests.
     """
 
     layer: str
@@ -116,6 +120,7 @@ class Sensitivity:
     accuracy: np.ndarray
     told_p: np.ndarray
     sensitivity: np.ndarray
+    images: np.ndarray
     score: np.ndarray
     p: np.ndarray
     alpha: float
@@ -138,6 +143,12 @@ class Sensitivity:
         tested = np.isfinite(self.p)
         with np.errstate(invalid="ignore"):
             return (np.isfinite(self.score) & tested).sum(1) / tested.sum(1)
+
+    @property
+    def why_untested(self) -> str:
+        """Why no class is tested; '' where one is."""
+        most = int(self.images.max())
+        return "" if most >= PER_CLASS else f"classes have {most} images at most; expected {PER_CLASS} of one at least"
 
     @property
     def why(self) -> str:
@@ -192,7 +203,7 @@ def tcav(
     layers = (middle(model), LAST) if layers is None else tuple(layers)
     gradients = odds_gradients(model, images, labels, layers, chunk)
     fits = _fitted(model, _drawn((*names, RANDOM), runs, pictures, images.shape[-1], seed), layers, chunk)
-    return _corrected([_answer(fit, gradients[fit.layer], labels) for fit in fits], alpha)
+    return _corrected([_answer(fit, gradients[fit.layer], labels, model.card.num_classes) for fit in fits], alpha)
 
 
 def relative(
@@ -217,7 +228,7 @@ def relative(
     found = []
     for batches in sets:
         fits = _fitted(model, _within(batches, seed), layers, chunk)
-        found.append([_answer(fit, gradients[fit.layer], labels) for fit in fits])
+        found.append([_answer(fit, gradients[fit.layer], labels, model.card.num_classes) for fit in fits])
     flat = iter(_corrected([f for of in found for f in of], ALPHA))
     return [[next(flat) for _ in of] for of in found]
 
@@ -360,7 +371,7 @@ def _fitted(model: Model, runs: Iterable[_Run], layers: Sequence[str], chunk: in
     return fits
 
 
-def _answer(fit: _Fit, gradients: Tensor, labels: Labels) -> Sensitivity:
+def _answer(fit: _Fit, gradients: Tensor, labels: Labels, classes: int) -> Sensitivity:
     """What one layer says of concepts, before p-values are corrected."""
     vectors = np.stack(fit.normals, 1)
     pairs = zip(*np.triu_indices(vectors.shape[1], 1), strict=True)
@@ -368,12 +379,13 @@ def _answer(fit: _Fit, gradients: Tensor, labels: Labels) -> Sensitivity:
     length = gradients.norm(dim=1, keepdim=True)
     unit = torch.where(length > 0, gradients / length, math.nan).float().numpy()
     cosines = np.einsum("nd,crd->ncr", unit, vectors, optimize=True).astype(np.float64)
-    classes = range(int(labels.max()) + 1)
-    of_class = [cosines[(labels == k).numpy()] for k in classes]
-    score = np.stack([(v > 0).mean((0, 2)) if len(v) else np.full(len(fit.names), math.nan) for v in of_class], 1)
-    p = np.stack([_p_value(v.mean(0)) if len(v) else np.full(len(fit.names), math.nan) for v in of_class], 1)
+    counts = labels.bincount(minlength=classes).numpy()
+    score, p = np.full((2, len(fit.names), classes), math.nan)
+    for k in np.flatnonzero(counts >= PER_CLASS).tolist():
+        of_class = cosines[(labels == k).numpy()]
+        score[:, k], p[:, k] = (of_class > 0).mean((0, 2)), _p_value(of_class.mean(0))
     told = above_chance(accuracy, vectors.shape[1])
-    return Sensitivity(fit.layer, fit.names, vectors, accuracy, told, cosines.mean(2), score, p, ALPHA)
+    return Sensitivity(fit.layer, fit.names, vectors, accuracy, told, cosines.mean(2), counts, score, p, ALPHA)
 
 
 def _corrected(found: list[Sensitivity], alpha: float) -> list[Sensitivity]:

@@ -105,8 +105,12 @@ def gather(models: Sequence[Model], batch: Batch, goals: Labels, plan: Plan) -> 
     seen.extras |= _examples(batch.images[: plan.examples], [[torch.cat(of) for of in zip(*p, strict=True)] for p in pictures])
     if probes:
         reasons = [write.why([probes[j] for j in judges_of(panel, m)], goals) for m in range(len(models))]
-        seen.extras |= ({"why_written": ("model", reasons)} if any(reasons) else {}) | _read_attributes(probes)
-        seen.extras |= _fates(joined.get(("change", "all")), probes[0], batch, goals, twins(models))
+        if all(reasons):
+            seen.why["written"] = "; ".join(dict.fromkeys(reasons))
+        pairs = [(s, r) for s, r in twins(models) if judges_of(panel, s) == judges_of(panel, r)]
+        seen.extras |= _read_attributes(probes) | _fates(joined.get(("change", "all")), probes[0], batch, goals, pairs)
+    if "perturbation" in plan.groups and len(panel) < 2:
+        seen.why["perturbation"] = "there is no other model to read the perturbations; give further models, or judges"
     return seen
 
 
@@ -301,17 +305,19 @@ def _fates(
 ) -> dict[str, object]:
     """attribute_change (model, attribute, fate): mean change of each attribute where it should appear, vanish or stay.
 
-    attribute_more: whether a robust model moves it as is due, further than its standard twin.
+    attribute_change_n: of how many images. attribute_more: whether a robust model moves it as is due, further than its standard
+    twin; pairs: (standard, robust) of whom that is asked, read by the same judges.
     """
     if change is None:
         return {}
     had, will = probes.has[:, batch.labels].T, probes.has[:, goals].T
-    tables = [write.by_fate(torch.as_tensor(of), had, will, torch.arange(len(batch)))[0] for of in change]
-    dims, block = ("model", "attribute", "fate"), np.stack(tables)
+    tables = [write.by_fate(torch.as_tensor(of), had, will, torch.arange(len(batch))) for of in change]
+    dims, block = ("model", "attribute", "fate"), np.stack([means for means, _ in tables])
     more = np.zeros(block.shape[:3], bool)
     more[:, :, :2] = write.more(change, had.numpy(), will.numpy(), pairs)
     return {f"attribute_change{end}": (dims, block[..., k]) for k, end in enumerate(("", "_low", "_high"))} | {
         "attribute": ("attribute", list(probes.names)),
         "fate": ("fate", list(write.FATES)),
-        "attribute_more": (dims, more),
+        "attribute_change_n": (dims, np.stack([counts for _, counts in tables])),
+        **({"attribute_more": (dims, more)} if pairs else {}),
     }

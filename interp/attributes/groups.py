@@ -29,7 +29,7 @@ from interp.data.source import images
 from interp.data.synthetic import shapes
 from interp.gradients.layers import LAST
 from interp.models.each import each
-from interp.models.model import Model, judges_between, judges_of, model_coords
+from interp.models.model import Model, judges_between, judges_of
 from interp.models.randomise import fully_randomised
 from interp.result import Measure
 from interp.stats import bootstrap
@@ -127,7 +127,7 @@ def named_concepts(models: Sequence[Model], batch: Batch, _goals: Labels, sizes:
 
     Families are those of `interp.data.concepts`, and the classes of `sizes.concepts`; random parts of a family are its control.
     Sensitivities are means over the concepts that a model tells from the others, or, of two models, that both do. concept_told
-    (model, concept): whether it does; concept_score: see `concepts.Sensitivity`.
+    (model, concept): whether it does; concept_score: see `concepts.Sensitivity`; tested_n (tested_class): images of each class.
     """
     few, photos = batch[: sizes.tested], _photographs(models[0], sizes.concepts)
     if len(few) < FEWEST_IMAGES:
@@ -144,7 +144,8 @@ def named_concepts(models: Sequence[Model], batch: Batch, _goals: Labels, sizes:
     names = [f"{name}{' (photo)' * (s >= len(FAMILIES))}" for s, of in enumerate(every[0]) for name in of[0].names[:-1]]
     extras: dict[str, object] = {
         "concept": ("concept", names),
-        "tested_class": ("tested_class", [models[0].card.label(k) for k in range(every[0][0][0].score.shape[1])]),
+        "tested_class": ("tested_class", [models[0].card.label(k) for k in range(models[0].card.num_classes)]),
+        "tested_n": ("tested_class", every[0][0][0].images),
     }
     for d, depth in enumerate(depths):
         found = [[of[d] for of in sets_of] for sets_of in every]
@@ -161,7 +162,7 @@ def named_concepts(models: Sequence[Model], batch: Batch, _goals: Labels, sizes:
         extras[f"concept_{depth}told"] = (("model", "concept"), told)
         blank = np.isnan(sensitivity.values).all(1)
         reasons = ["; ".join(dict.fromkeys(f.why for f in of if f.why)) * bool(b) for of, b in zip(found, blank, strict=True)]
-        extras |= _why(sensitivity.measure.name, reasons)
+        extras |= _why(sensitivity.measure.name, reasons) | _why(rows["significant"].name, [of[0].why_untested for of in found])
     return columns, extras
 
 
@@ -224,9 +225,9 @@ def _why(name: str, reasons: Sequence[str]) -> dict[str, object]:
 def found_concepts(models: Sequence[Model], batch: Batch, _goals: Labels, sizes: Sizes, chunk: int) -> Found:
     """Non-negative parts of a late layer's features, and how far models share them.
 
-    concepts_needed, _low, _high (model): the row of that name as whole numbers, and _shuffled, of its control; where that was not
-    reached the row takes the least that it can be. cka, cka_low, cka_high, best_match (model, other). concept_crop: where parts
-    lie.
+    concepts_needed, _low, _high (model): see `discovery.Needed`, and _shuffled, of features shuffled over places; no row of the
+    table, since what their intervals leave out is not tested. Of several models cka, cka_low, cka_high, best_match (model,
+    other). concept_crop: where parts lie.
     """
     rows, few = _named((*discovery.MEASURES, *matching.MEASURES), "discovery_"), batch[: sizes.factorised]
     if len(few) < matching.FEWEST:
@@ -235,23 +236,19 @@ def found_concepts(models: Sequence[Model], batch: Batch, _goals: Labels, sizes:
         [discovery.discover(model, few.images, shuffled=s, chunk=chunk) for model in tqdm(models, desc="discovery", leave=False)]
         for s in (False, True)
     )
-    values = {
-        "concepts_needed": [np.stack([f.needed.values for f in found]), np.stack([f.needed.bound for f in shuffled])],
-        "explained": [np.stack([f.explained for f in of]) for of in (found, shuffled)],
-    }
-    columns = [Column(rows[name], own, control, SHUFFLED, "factorised") for name, (own, control) in values.items()]
-    columns[0] = dataclasses.replace(columns[0], beside=_within(models, columns[0].values))
-    cka, matches = matching.shared([f.features for f in found], [f.by_image for f in found])
-    spans = np.array([[bootstrap(v) for v in row] for row in cka])
-    extras: dict[str, object] = {f"cka{end}": (("model", "other"), spans[..., k]) for k, end in enumerate(ENDS)}
-    extras |= {
-        "best_match": (("model", "other"), matches),
+    own, control = (np.stack([f.explained for f in of]) for of in (found, shuffled))
+    columns = [Column(rows["explained"], own, control, SHUFFLED, "factorised")]
+    extras: dict[str, object] = {
         "concept_crop": (
             ("model", "part", "top", "crop_y", "crop_x", "channel"),
             np.stack([discovery.crops(few.images, f, size=few.images.shape[-1] // 2) for f in found]),
         ),
     }
     if len(models) > 1:
+        cka, matches = matching.shared([f.features for f in found], [f.by_image for f in found])
+        spans = np.array([[bootstrap(v) for v in row] for row in cka])
+        extras |= {f"cka{end}": (("model", "other"), spans[..., k]) for k, end in enumerate(ENDS)}
+        extras["best_match"] = (("model", "other"), matches)
         strange, _ = matching.shared([f.features for f in found], [f.by_image for f in found], seed=1)
         columns.append(_likeness(rows["shared"], cka, strange))
     for name, of in (("concepts_needed", found), ("concepts_needed_shuffled", shuffled)):
@@ -259,12 +256,6 @@ def found_concepts(models: Sequence[Model], batch: Batch, _goals: Labels, sizes:
         extras |= {f"{name}{end}": ("model", ends[:, k]) for k, end in enumerate(ENDS)}
         extras |= _why(name, [f.needed.why for f in of])
     return columns, extras
-
-
-def _within(models: Sequence[Model], values: np.ndarray) -> np.ndarray:
-    """Values (model, other, unit) that only models of one architecture, whose features are as many, are compared by."""
-    groups = np.array(model_coords(models)["group"][1])
-    return np.where((groups[:, None] == groups[None])[..., None], values[:, None], np.nan)
 
 
 def _likeness(measure: Measure, cka: np.ndarray, strange: np.ndarray) -> Column:

@@ -50,10 +50,10 @@ def tabulate(columns: Sequence[Column], models: Sequence[str], pairs: Sequence[t
     """The table of some measures.
 
     Per measure NAME: NAME, NAME_low, NAME_high, NAME_n (model); values_NAME (model, unit); NAME_control with _low, _high and _n
-    (model); NAME_above (model), whether the value differs from its control as it should; NAME_difference, NAME_difference_low,
-    _high and NAME_p (model, other), Holm-corrected; attributes control, best (the id of the model that is better than every
-    other, or ''), verdict (words). Attribute least_p: the smallest p that pairs can have. pairs: the (standard, robust) twins of
-    the verdict.
+    (model); NAME_above (model), whether the value differs from its control as it should, tested on NAME_tested (model) units that
+    have both; NAME_difference, NAME_difference_low, _high and NAME_p (model, other), Holm-corrected; attributes control, best
+    (the id of the model that is better than every other, or ''), verdict (words). Attribute least_p: the smallest p that pairs
+    can have. pairs: the (standard, robust) twins of the verdict.
     """
     if not columns:
         return xr.Dataset()
@@ -89,7 +89,7 @@ def tabulate(columns: Sequence[Column], models: Sequence[str], pairs: Sequence[t
                 data[f"{m.name}_control{end}"] = ("model", values)
             data[f"{m.name}_control_n"] = ("model", np.isfinite(column.control).sum(1))
             shown &= (above < LEVEL) & (_sign(m) * test.mean > 0 if m.better != "none" else True)
-        data[f"{m.name}_above"] = ("model", shown)
+        data[f"{m.name}_above"], data[f"{m.name}_tested"] = ("model", shown), ("model", counted)
         best = _best(m, np.array([s.mean for s in spans]), shown, block[0], corrected)
         data[m.name][2].update(
             {
@@ -97,7 +97,9 @@ def tabulate(columns: Sequence[Column], models: Sequence[str], pairs: Sequence[t
                 "best": "" if best is None else models[best],
                 "formula": m.formula,
                 "source": m.source,
-                "verdict": verdict(m, shown, block[0], corrected, pairs, judged=bool((counted >= FEWEST).any())),
+                "verdict": verdict(m, shown, block[0], corrected, pairs, judged=bool((counted >= FEWEST).any()))
+                if n.any()
+                else "not judged: no values",
             }
         )
     tested = sum(int(np.isfinite(p).sum()) for p in p_pairs)

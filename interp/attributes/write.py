@@ -370,7 +370,9 @@ def _check(images: Images, labels: Labels, has: Tensor, folds: int) -> None:
             f"expected one class each, 0 to {has.shape[1] - 1}, the columns of the table of attributes"
         )
     if not 2 <= folds <= len(images):
-        raise InputError(f"there are {folds} folds for {len(images)} images; expected from 2 to one per image")
+        raise InputError(
+            f"probes read images in {folds} folds, and {len(images)} came; expected from 2 folds to one per image: raise n"
+        )
 
 
 def _check_pictures(probes: Sequence[Probes], pictures: Images, goals: Labels, rows: Tensor) -> None:

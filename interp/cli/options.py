@@ -130,7 +130,7 @@ def further(judges: str, models: Sequence[Model], batch: Batch) -> tuple[Model, 
     if judges == "none":
         return ()
     if judges:
-        names = [name.strip() for name in judges.split(",")]
+        names = [name.strip() for name in judges.split(",") if name.strip()]
         return tuple(load(name, images=batch).to(models[0].mean.device) for name in names)
     found = tuple(independent_judges(models))
     if found:

@@ -200,7 +200,9 @@ def independent_judges(models: Sequence[Model]) -> list[Model]:
     groups = model_coords([*models, *fitting])["group"][1]
     taken = set(groups[: len(models)])
     apart = [other for other, group in zip(fitting, groups[len(models) :], strict=True) if group not in taken]
-    return [other.to(models[0].mean.device) for other in sorted(apart, key=lambda m: (m.card.arch, m.robust))]
+    ids = {model.card.id for model in models}
+    named = [renamed(other, f"shipped_{other.card.id}") if other.card.id in ids else other for other in apart]
+    return [other.to(models[0].mean.device) for other in sorted(named, key=lambda m: (m.card.arch, m.robust))]
 
 
 def _some(names: tuple[str, ...], most: int = 4) -> str:

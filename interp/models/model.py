@@ -145,7 +145,9 @@ def check_apart(models: Sequence[Model]) -> None:
     """Raise InputError where two models have one id."""
     ids = [model.card.id for model in models]
     if twice := sorted({i for i in ids if ids.count(i) > 1}):
-        raise InputError(f"{', '.join(twice)} is given twice; give each model once, and rename one of two files of one name")
+        raise InputError(
+            f"{', '.join(twice)} is given twice; give each model or judge once, and rename one of two files of one name"
+        )
 
 
 def judges_of(models: Sequence[Model], generator: int | None) -> list[int]:

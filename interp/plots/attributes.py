@@ -16,12 +16,15 @@ from matplotlib.patches import Rectangle
 
 from interp.errors import InputError
 from interp.plots import curves, evidence
-from interp.plots.matrices import ABOVE, ARROWS, by_group, form, heads, judges, panel, readers_named, standing
+from interp.plots.matrices import ABOVE, ARROWS, FEWEST, by_group, form, heads, judges, panel, readers_named, standing
 from interp.plots.style import NEUTRAL, Drawing, colours, labels, look, note, rows, small, wrap
 from interp.result import Result
 
 DIVERGING = "RdBu_r"
 PALE = "0.93"  # of what a model does not tell apart
+LETTER = 0.066  # inches that a letter of a panel's title takes
+PER_CLASS = 5  # images of a class that is tested, as in the measures of concepts
+MANY = 40  # classes that are drawn though some have too few images
 LOWEST = -0.5  # of the axes of `parallel`, in units of the way from the control to the best model
 
 
@@ -199,10 +202,14 @@ def written(result: Result) -> Figure:
         bar = fig.add_axes((0.2, -0.2 / high, 0.6, 0.09 / high))
         unit = "mean change of the judges' probes (1: as far as real images of the classes differ)"
         fig.colorbar(picture, cax=bar, orientation="horizontal", label=unit)
-        said = [
-            "Dots: the 95 % bootstrap interval over images includes 0. Grey: no value. Framed: the robust model moves it as is "
-            "due, further than its standard twin (paired over images, Holm-corrected over attributes and twins)."
-        ]
+        said = ["Dots: the 95 % bootstrap interval over images includes 0. Grey: no value; grey numbers: fewer than 20 images."]
+        if "attribute_more" in data:
+            said[0] += (
+                " Framed: the robust model moves it as is due, further than its standard twin (paired over images, Holm-corrected"
+                " over attributes and twins)."
+            )
+        if len(set(data["group"].values.tolist())) > 1:
+            said[0] += " Every architecture is read by judges of the others."
         said += [f"Without a value: {', '.join(map(str, data['attribute'].values[~known]))}."] if not known.all() else []
         note(fig, 0.66, said, left=-1.0 / fig.get_figwidth())
     return fig
@@ -212,11 +219,16 @@ def _fate(ax: Axes, data: xr.Dataset, f: int) -> AxesImage:
     """One panel: the attributes that are due to appear, to vanish or to stay."""
     order, fate = rows(data), str(data["fate"].values[f])
     v, low, high = (data[f"attribute_change{end}"].values[order, :, f] for end in ("", "_low", "_high"))
-    clear, top = (low > 0) | (high < 0), max(float(np.nanmax(np.abs(data["attribute_change"].values))), 1e-6)
-    picture = ax.imshow(v.T, cmap=DIVERGING, vmin=-top, vmax=top, aspect="auto")
+    few = np.zeros_like(v, bool) if "attribute_change_n" not in data else data["attribute_change_n"].values[order, :, f] < FEWEST
+    shown = np.abs(data["attribute_change"].values)
+    if "attribute_change_n" in data and (data["attribute_change_n"].values >= FEWEST).any():
+        shown = shown[data["attribute_change_n"].values >= FEWEST]
+    clear, top = (low > 0) | (high < 0), max(float(np.nanmax(shown)), 1e-6)
+    picture = ax.imshow(np.where(few, np.nan, v).T, cmap=DIVERGING, vmin=-top, vmax=top, aspect="auto")
     for k, a in zip(*np.nonzero(np.isfinite(v)), strict=True):
         said, size = (f"{v[k, a]:.2f}".replace("-", "−"), 5.2) if clear[k, a] else ("·", 8.0)
         ink = "white" if clear[k, a] and abs(v[k, a]) > 0.65 * top else "black"
+        ink = "0.5" if few[k, a] else ink
         ax.text(k, a, said, ha="center", va="center", fontsize=size, color=ink)
     if "attribute_more" in data:
         for r, a in zip(*np.nonzero(data["attribute_more"].values[order, :, f]), strict=True):
@@ -273,12 +285,19 @@ def concepts(result: Result, *, name: str = "concept_score") -> Figure:
     """TCAV: share of a class's images that move toward a concept, concept × class for every model, all on 0 to 1.
 
     name: `concept_score`, of the last layer, or `concept_middle_score`.
-    Grey: not shown to differ from a random concept, or undefined. Paler: the model does not tell the concept from others.
+    Grey: not shown to differ from a random concept. Paler: the model does not tell the concept from others. Hatched: the class
+    has too few images. Of more than MANY classes those are left out. Raises InputError where that is all.
     """
     data, order = result.data, rows(result.data)
+    few = data["tested_n"].values < PER_CLASS if "tested_n" in data else np.zeros(data.sizes["tested_class"], bool)
+    if few.all():
+        raise InputError(f"no class has {PER_CLASS} images in this result; there is no score to draw")
+    drawn = ~few if few.size > MANY else np.ones(few.size, bool)
+    data, few = data.isel(tested_class=drawn), few[drawn]
     names, classes = [str(c) for c in data["concept"].values], [str(c) for c in data["tested_class"].values]
     told = data[name.replace("score", "told")].values.astype(bool) if name.replace("score", "told") in data else None
-    across, wide, high = min(3, len(order)), 0.19 * len(classes), 0.14 * len(names)
+    longest = LETTER * max(len(label) for label in labels(data))
+    across, wide, high = min(3, len(order)), max(longest, 0.19 * len(classes)), 0.14 * len(names)
     down = -(-len(order) // across)
     width, height = across * (wide + 0.15), down * (high + 0.32)
     with look():
@@ -290,6 +309,8 @@ def concepts(result: Result, *, name: str = "concept_score") -> Figure:
             ax.set_facecolor("0.8")
             for c in np.flatnonzero(~told[m]) if told is not None else ():
                 ax.axhspan(c - 0.5, c + 0.5, color=PALE, lw=0)
+            for c in np.flatnonzero(few):
+                ax.axvspan(c - 0.5, c + 0.5, facecolor="white", edgecolor="0.7", hatch="////", lw=0)
             ax.set_title(labels(data)[m])
             ax.set_yticks(range(len(names)), names if k % across == 0 else [""] * len(names), fontsize=6)
             ends = classes if k + across >= len(order) else [""] * len(classes)
@@ -301,13 +322,20 @@ def concepts(result: Result, *, name: str = "concept_score") -> Figure:
         where = "the last layer" if name == "concept_score" else "the layer half-way through each model"
         rule = "Each is told from the others of its family. Grey: not shown to differ from random pictures of the family."
         apart = "Paler: the model does not tell them from the others, no score is given." if told is not None else ""
-        note(fig, 0.72, [f"At {where}. {rule} {apart}".strip()])
+        empty = f"Hatched: fewer than {PER_CLASS} images of the class, no score is given." if few.any() else ""
+        rest = f"Not drawn: {(~drawn).sum()} classes of fewer than {PER_CLASS} images." if not drawn.all() else ""
+        note(fig, 0.72, [" ".join(filter(None, (f"At {where}.", rule, apart, empty, rest)))])
     return fig
 
 
 def similarity(result: Result) -> Figure:
-    """How far models' features agree on the same images: linear CKA, and how well a row's parts are matched among a column's."""
+    """How far models' features agree on the same images: linear CKA, and how well a row's parts are matched among a column's.
+
+    Raises InputError for one model, which has nothing to be compared with.
+    """
     data, order = result.data, rows(result.data)
+    if len(order) < 2:
+        raise InputError("there is one model in the result; expected two at least, whose features are compared")
     titles = {"cka": "linear CKA of the features", "best_match": "best match of found concepts"}
     shown, side = [name for name in titles if name in data], 0.52 * len(order)
     with look():
@@ -319,7 +347,7 @@ def similarity(result: Result) -> Figure:
             for r, c in np.ndindex(matrix.shape):
                 ink = "white" if matrix[r, c] < 0.55 else "black"
                 ax.text(c, r, f"{matrix[r, c]:.2f}", ha="center", va="center", color=ink, fontsize=7)
-            ax.set_title(titles[name])
+            ax.set_title(titles[name] if LETTER * len(titles[name]) < side else wrap(titles[name]))
             ax.set_xticks(
                 range(len(order)), heads(data, order), fontsize=min(5.5, *(small(h, room=8) for h in heads(data, order)))
             )
@@ -332,7 +360,10 @@ def similarity(result: Result) -> Figure:
 
 
 def needed(result: Result) -> Figure:
-    """How many non-negative parts explain 90 % of each model's features, with intervals, beside features shuffled over places."""
+    """How many non-negative parts explain 90 % of each model's features, beside features shuffled over places; nothing is tested.
+
+    Bars are 95 % intervals over images that hold the parts and the draw of places fixed, and are too narrow for that.
+    """
     data, order = result.data, rows(result.data)
     with look():
         fig = Drawing(figsize=(4.6, 0.27 * len(order)))
@@ -349,7 +380,8 @@ def needed(result: Result) -> Figure:
                     missing.append(f"{labels(data)[m]}{what}: {data[f'why_{name}'].values[m]}.")
         ax.set_yticks(range(len(order)), [labels(data)[m] for m in order])
         ax.set(ylim=(len(order) - 0.4, -0.6), xlim=(0, None), xlabel="concepts for 90 % of the features")
-        note(fig, 0.5, ["×: the same features, each shuffled over places. Bars: 95 % over images, parts fixed.", *missing])
+        bars = "Bars: 95 % over images, with the parts and the draw of places fixed, hence too narrow; nothing is tested."
+        note(fig, 0.5, [f"×: the same features, each shuffled over places. {bars}", *missing])
     return fig
 
 

@@ -56,7 +56,8 @@ def by_group(result: Result) -> dict[str, list[str]]:
 
 def standing(data: xr.Dataset, name: str) -> list[str]:
     """What each model's value of a measure is worth: above (its control), as control, not tested (too few values), or –."""
-    v, above, n = (data[name + end].values for end in ("", "_above", "_n"))
+    v, above = (data[name + end].values for end in ("", "_above"))
+    n = data[f"{name}_tested" if f"{name}_tested" in data else f"{name}_n"].values
     return [
         UNDEFINED if np.isnan(v[m]) else ABOVE if above[m] else UNTESTED if n[m] < FEWEST else LIKE_CONTROL for m in range(len(v))
     ]
@@ -269,9 +270,9 @@ def _checks(ax: Axes, data: xr.Dataset, order: list[int]) -> None:
 
 def who_judges(data: xr.Dataset) -> str:
     """Who reads what a model made: models of other architectures, or where there is one architecture the other models."""
-    if len(set(data["group"].values.tolist())) > 1 or data.sizes.get("judge", 0) > data.sizes["model"]:
+    if len(set(data["judge_group" if "judge_group" in data else "group"].values.tolist())) > 1:
         return "judges of other architectures"
-    return "the other model" if data.sizes["model"] == 2 else "the other models"
+    return "the other model" if data.sizes.get("judge", data.sizes["model"]) == 2 else "the other models"
 
 
 def further_judges(data: xr.Dataset) -> list[str]:

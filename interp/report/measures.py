@@ -85,7 +85,7 @@ def write(result: Result, folder: Path) -> Path:
     html = environment.get_template("measures.html").render(
         title=result.title,
         groups=groups,
-        overview=[("Measures × models.", _png(matrices.measures(result)))]
+        overview=[(f"Measures × models.{_readers(result.data)}", _png(matrices.measures(result)))]
         + [(d.caption, _png(d.draw(result))) for d in drawn if not d.group],
         skipped=str(result.data.attrs.get("skipped", "")),
         made=result.made["versions"],
@@ -95,6 +95,11 @@ def write(result: Result, folder: Path) -> Path:
     part = folder / ".part-measures.html"
     part.write_text(html, encoding="utf-8")
     return part.replace(folder / "measures.html")
+
+
+def _readers(data: xr.Dataset) -> str:
+    further = matrices.further_judges(data)
+    return f" What models write is also read by {', '.join(further)}, which are not compared." if further else ""
 
 
 def _png(fig: Figure) -> str:

@@ -84,13 +84,16 @@ def attributes(classes: tuple[str, ...], *, source: str = "") -> Table:
 def telling(table: Table) -> Table:
     """The attributes that some classes are known to have and others to lack; those that are so of the same classes are one.
 
-    That one is named after all of them: of four animals no more than seven attributes can be told apart. Raises InputError where
-    no attribute is left.
+    That one is named after all of them. Of attributes that are the contrary of one another the first is kept, which says the
+    same. Raises InputError where no attribute is left. Limit: of four classes of which all is known at most seven are left.
     """
     some = (table.has & table.known).any(1) & (~table.has & table.known).any(1)
     alike: dict[tuple[bool, ...], list[int]] = {}
     for a in some.nonzero()[:, 0].tolist():
-        alike.setdefault((*table.has[a].tolist(), *table.known[a].tolist()), []).append(a)
+        known = table.known[a]
+        contrary = (*(~table.has[a] & known).tolist(), *known.tolist())
+        if contrary not in alike:
+            alike.setdefault((*(table.has[a] & known).tolist(), *known.tolist()), []).append(a)
     if not alike:
         raise InputError(
             f"none of {', '.join(table.names)[:300]} tells the classes apart; give attributes that some classes lack"
