@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import interp
 from interp.attacks.pgd import PGD
-from interp.attributes.classify import as_image, read_as
+from interp.attributes.classify import as_image, choices
 from interp.attributes.compare import GROUPS, PER_IMAGE, Compare, compare, goals_of, twins
 from interp.attributes.edges import alignment, sobel
 from interp.attributes.groups import Sizes
@@ -78,7 +78,7 @@ def test_perturbation_as_image_maps_zero_to_grey_and_ends_to_ends() -> None:
 
 
 def test_judges_read_in_chunks_what_they_read_at_once(tiny_models: list[interp.Model], samples: Batch) -> None:
-    a, b = (read_as(tiny_models[0], samples.images, samples.labels, chunk=c) for c in (20, 3))
+    a, b = (choices(tiny_models, samples.images, chunk=c) for c in (20, 3))
     assert torch.equal(a, b)
 
 

@@ -22,7 +22,7 @@ from interp.attributes.compare import GROUPS
 from interp.attributes.concepts import PER_CLASS
 from interp.attributes.table import Column, tabulate
 from interp.cli import options
-from interp.plots import attributes, evidence, interactive, matrices
+from interp.plots import attributes, concepts, evidence, interactive, matrices
 from interp.report import measures as page
 from interp.report import words
 from interp.result import Measure
@@ -241,13 +241,13 @@ def test_every_figure_is_drawn(drawn: attributes.Drawn, full: interp.Result) -> 
 
 
 def test_a_number_of_concepts_that_is_missing_is_explained(full: interp.Result) -> None:
-    said = " ".join(t.get_text() for t in attributes.needed(full).texts)
+    said = " ".join(t.get_text() for t in concepts.needed(full).texts)
     missing = LABELS[2]
     assert f"{missing}: more than 32 are needed." in " ".join(said.split())
 
 
 def test_bars_of_the_number_of_concepts_say_what_they_hold_fixed(full: interp.Result) -> None:
-    said = " ".join(" ".join(t.get_text() for t in attributes.needed(full).texts).split())
+    said = " ".join(" ".join(t.get_text() for t in concepts.needed(full).texts).split())
     assert "with the parts and the draw of places fixed, hence too narrow; nothing is tested." in said
 
 
@@ -489,7 +489,7 @@ def test_concepts_that_a_model_does_not_tell_apart_are_pale(full: interp.Result)
     told = np.array([[True, False, True, True]] * 3 + [[True] * 4])
     told_apart = dataclasses.replace(full, data=full.data.assign(concept_told=(("model", "concept"), told)))
     for result, rows_of in ((full, [0, 0, 0, 0]), (told_apart, [1, 1, 0, 1])):  # drawn in the order 1, 0, 3, 2
-        fig = attributes.concepts(result)
+        fig = concepts.concepts(result)
         assert [len(ax.patches) for ax in fig.axes[:4]] == rows_of
         assert ("Paler" in " ".join(t.get_text() for t in fig.texts)) == any(rows_of)
 
@@ -503,20 +503,20 @@ def few_of(result: interp.Result, models: list[int], counts: list[int]) -> inter
 
 
 def test_classes_of_few_images_are_hatched_and_all_are_drawn(full: interp.Result) -> None:
-    assert attributes.PER_CLASS == PER_CLASS
-    fig = attributes.concepts(few_of(full, [0, 1], [20, 4, 0]))
+    assert concepts.PER_CLASS == PER_CLASS
+    fig = concepts.concepts(few_of(full, [0, 1], [20, 4, 0]))
     for ax in fig.axes[:2]:
         hatched = [p for p in ax.patches if isinstance(p, Rectangle) and p.get_hatch()]
         assert [round(p.get_x() + 0.5) for p in hatched] == [1, 2]
         assert [t.get_text() for t in ax.get_xticklabels()] == ["class 0", "class 1", "class 2"]
     assert "Hatched: fewer than 5 images of the class" in " ".join(" ".join(t.get_text() for t in fig.texts).split())
-    assert "Hatched" not in " ".join(t.get_text() for t in attributes.concepts(full).texts)
+    assert "Hatched" not in " ".join(t.get_text() for t in concepts.concepts(full).texts)
     with pytest.raises(interp.InputError, match="no class has 5 images in this result"):
-        attributes.concepts(few_of(full, [0, 1], [4, 4, 0]))
+        concepts.concepts(few_of(full, [0, 1], [4, 4, 0]))
 
 
 def test_of_very_many_classes_those_with_images_are_drawn(full: interp.Result) -> None:
-    fig = attributes.concepts(few_of(full, [0, 1], [20, 6] + [1] * 998))
+    fig = concepts.concepts(few_of(full, [0, 1], [20, 6] + [1] * 998))
     assert [len(ax.get_xticks()) for ax in fig.axes[:2]] == [2, 2] and fig.get_figwidth() < 5
     assert "Not drawn: 998 classes of fewer than 5 images." in " ".join(" ".join(t.get_text() for t in fig.texts).split())
     assert not any(ax.patches for ax in fig.axes[:2])
@@ -527,8 +527,8 @@ def test_titles_of_panels_do_not_overlap(models: list[int], full: interp.Result)
     long = full.data.assign_coords(label=("model", ["ResNet-50 robust", "ResNet-50 standard", "MobileViT robust", "B standard"]))
     long_named = dataclasses.replace(full, data=long)
     for fig in (
-        attributes.concepts(few_of(long_named, models, [20])),
-        attributes.similarity(dataclasses.replace(full, data=long.isel(model=models, other=models))),
+        concepts.concepts(few_of(long_named, models, [20])),
+        concepts.similarity(dataclasses.replace(full, data=long.isel(model=models, other=models))),
     ):
         fig.canvas.draw()
         assert not overlapping([ax.title.get_window_extent() for ax in fig.axes if ax.get_title()])
@@ -537,6 +537,6 @@ def test_titles_of_panels_do_not_overlap(models: list[int], full: interp.Result)
 def test_one_model_has_no_figure_of_likeness(full: interp.Result) -> None:
     alone = full.data.isel(model=[0], other=[0])
     with pytest.raises(interp.InputError, match="there is one model in the result; expected two at least"):
-        attributes.similarity(dataclasses.replace(full, data=alone))
+        concepts.similarity(dataclasses.replace(full, data=alone))
     without = dataclasses.replace(full, data=alone.drop_vars(["cka", "best_match"]))  # as `found_concepts` leaves it
     assert "similarity" not in [d.name for d in attributes.drawable(without)]

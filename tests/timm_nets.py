@@ -59,6 +59,15 @@ VIT: dict[str, Any] = {"img_size": 32, "patch_size": 8, "depth": 2, "embed_dim":
 DIMS: dict[str, Any] = {"embed_dims": (16, 32, 32, 32), "num_heads": (1, 2, 2, 2)}
 
 
+COAT: dict[str, Any] = {
+    "img_size": 64,
+    "patch_size": 4,
+    "embed_dims": (16, 32, 32, 32),
+    "num_heads": 2,
+    "crpe_window": {3: 1, 5: 1},
+}
+
+
 def net(make: str | Callable[..., nn.Module], size: int = 64, **args: Any) -> tuple[Callable[[], nn.Module], int]:
     """How to make a network of ten classes, and the size of its images. make: a class, or where timm may lack it its name of a
     model or `module.Class`."""
@@ -123,27 +132,8 @@ NETS: dict[str, tuple[Callable[[], nn.Module], int]] = {
         self_attn_kwargs={"block_size": 4, "halo_size": 2, "num_heads": 2},
     ),
     "efficientvit": net(EfficientVit, 64, widths=(8, 16, 32, 32), depths=(1, 1, 2, 2), head_dim=8, head_widths=(16, 16)),
-    "coat": net(
-        CoaT,
-        64,
-        img_size=64,
-        patch_size=4,
-        embed_dims=(16, 32, 32, 32),
-        serial_depths=(1, 1, 2, 2),
-        num_heads=2,
-        crpe_window={3: 1, 5: 1},
-    ),
-    "coat_parallel": net(
-        CoaT,
-        64,
-        img_size=64,
-        patch_size=4,
-        embed_dims=(16, 32, 32, 32),
-        serial_depths=(1, 1, 1, 1),
-        parallel_depth=1,
-        num_heads=2,
-        crpe_window={3: 1, 5: 1},
-    ),
+    "coat": net(CoaT, 64, **COAT, serial_depths=(1, 1, 2, 2)),
+    "coat_parallel": net(CoaT, 64, **COAT, serial_depths=(1, 1, 1, 1), parallel_depth=1),
     "naflex": net("naflexvit_base_patch16_gap", 32, **VIT),
     "convit": net(ConVit, 32, img_size=32, patch_size=8, depth=2, embed_dim=32, num_heads=4, local_up_to_layer=1),
     "deepseek": net("deepseek_vit_412m", 32, **VIT),

@@ -80,11 +80,6 @@ def choices(judges: Sequence[nn.Module], x: Images, *, chunk: int = 64) -> Label
     return torch.stack(each(read, judges))
 
 
-def read_as(judge: nn.Module, x: Images, targets: Labels, *, chunk: int = 64) -> Tensor:
-    """Whether the judge's first choice for each image is its target, as (n,) float 0 or 1."""
-    return (choices([judge], x, chunk=chunk)[0] == targets).float()
-
-
 def another(goals: Labels, labels: Labels, classes: int) -> Labels:
     """For each image a class that is neither its goal nor its label, the next in order; of two classes the label."""
     found = (goals + 1) % classes
