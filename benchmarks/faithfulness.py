@@ -8,6 +8,9 @@ the same passes, one per image and point, interp one more for the untouched imag
 the network, and what is done around it. Randomisation compares `by_layer` with quantus' MPRT, both with gradients of the plain
 model: there only copies, correlations and bookkeeping differ.
 
+"at most" is the ratio of a program that does nothing but these passes, at the speed at which this machine multiplies large
+matrices: quantus' time ÷ (passes × floating-point operations of one ÷ that speed).
+
 Run: python benchmarks/faithfulness.py [--quick] [--device cpu|cuda] [--threads N] [--rounds N] [--only NAME]
 Writes faithfulness.json and the tables in README.md; --table only prints them; --quick writes nothing here.
 """
@@ -34,6 +37,7 @@ from side_by_side import (
     devices,
     fastest,
     machine,
+    product_rate,
     publish,
     ratio,
     rounds,
@@ -46,6 +50,7 @@ from torch import Tensor, nn
 from interp.faithfulness.curves import Flips, deletion
 from interp.faithfulness.randomisation import by_layer
 from interp.models.engine import engine
+from interp.models.model import macs
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -102,7 +107,7 @@ def chunk_for(of: Subject) -> int:
     return fastest(run, sizes_to(64 if of.x.shape[-1] <= 64 else 16), of.x.device)[0]
 
 
-def row(of: Subject, measure: str, images: int, chunk: int, times: int) -> dict[str, Any]:
+def row(of: Subject, measure: str, images: int, chunk: int, times: int, rate: float) -> dict[str, Any]:
     """Both on one measure: medians, ratio, and how far their values are apart."""
     of = of.first(images)
     maps = torch.rand(len(of.x), *of.x.shape[2:], generator=torch.Generator().manual_seed(0)).to(of.x.device)
@@ -115,18 +120,21 @@ def row(of: Subject, measure: str, images: int, chunk: int, times: int) -> dict[
         peers["quantus, interp's network"] = lambda: by_quantus(of, maps, measure, ready)
     seconds, made = rounds(peers, times, of.x.device)
     apart = max(float(np.abs(made["interp"] - found).max()) for found in made.values())
+    points = made["interp"].shape[0 if measure == "randomisation" else 1]
+    least = images * points * 2 * macs(of.plain) / rate
     return {
         "rows": "cost",
         "model": of.name,
         "px": of.x.shape[-1],
         "measure": measure,
         "images": images,
-        "points": made["interp"].shape[0 if measure == "randomisation" else 1],
+        "points": points,
         "chunk": chunk,
         "clock": clock_of(of.x.device),
         "rounds": times,
         "seconds": {name: round(statistics.median(taken), 3) for name, taken in seconds.items()},
         "slower": {name: ratio(taken, seconds["interp"]) for name, taken in seconds.items() if name != "interp"},
+        "most": round(statistics.median(seconds["quantus"]) / least, 2) if measure != "randomisation" else None,
         "apart": apart,
         "agree": apart <= SAME,
     }
@@ -137,12 +145,12 @@ def measure(name: str, device: torch.device, given: argparse.Namespace) -> Itera
     slow = bool(PIXELS[name]) and device.type == "cpu"
     counts = (1,) if given.quick else (4,) if slow else (1, 16)
     of = subject(name, max(counts), device, px=PIXELS[name])
-    chunk, times = chunk_for(of), 1 if given.quick or slow else given.rounds
+    chunk, times, rate = chunk_for(of), 1 if given.quick or slow else given.rounds, product_rate(device)
     for n in counts:
         for what in ("pixel flipping",) if slow else ("pixel flipping", "region perturbation"):
-            yield row(of, what, n, chunk, times)
+            yield row(of, what, n, chunk, times, rate)
     if name == RANDOMISED:
-        yield row(of, "randomisation", min(max(counts), 4), chunk, times)
+        yield row(of, "randomisation", min(max(counts), 4), chunk, times, rate)
 
 
 TABLES: dict[str, Columns] = {
@@ -154,6 +162,7 @@ TABLES: dict[str, Columns] = {
         "interp": lambda row: f"{row['seconds']['interp']:.2f} s",
         "quantus": lambda row: times_text(row["slower"]["quantus"]),
         "quantus, interp's network": lambda row: times_text(row["slower"].get("quantus, interp's network")),
+        "at most": lambda row: f"{row['most']:.1f}" if row.get("most") else "–",
         "largest difference": lambda row: f"{row['apart']:.0e}",
     },
 }

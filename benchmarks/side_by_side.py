@@ -110,6 +110,14 @@ def fastest(run: Callable[[int], Any], sizes: list[int], device: torch.device) -
     return int(min(taken, key=taken.__getitem__)), taken
 
 
+def product_rate(device: torch.device) -> float:
+    """Floating-point operations a second of the fastest of ten float32 products of large square matrices."""
+    side = 8192 if device.type == "cuda" else 1024
+    a = torch.rand(side, side, device=device)
+    seconds, _ = rounds({"": lambda: a @ a}, 10, device)
+    return 2 * side**3 / min(seconds[""])
+
+
 def sizes_to(n: int) -> list[int]:
     """1, 2, 4, … up to n."""
     return [2**k for k in range(n.bit_length())]

@@ -145,10 +145,10 @@ def capture(
         stack.enter_context(model.net.register_forward_pre_hook(begin))
         for handle in placing(model.net, layout_of(model), state.settle):
             stack.enter_context(handle)
-        for name, module in model.net.named_modules():
-            if name in (found if layers is None else layers):
-                stack.enter_context(module.register_forward_pre_hook(state.begin(found[name])))
-                stack.enter_context(module.register_forward_hook(state.end(name, found[name]), always_call=True))
+        for name in found if layers is None else set(layers):
+            module = model.net.get_submodule(name)
+            stack.enter_context(module.register_forward_pre_hook(state.begin(found[name])))
+            stack.enter_context(module.register_forward_hook(state.end(name, found[name]), always_call=True))
         yield recorder
 
 
@@ -168,8 +168,8 @@ def placing(net: nn.Module, layout: Layout, settle: Callable[[Geometry | None], 
 
     for _path, module, owner, where in matching(net, layout.places):
         yield module.register_forward_pre_hook(before(owner, where))
-    for path, module in net.named_modules():
-        if not layout.places and (path == "patch_embed" or hasattr(module, "dynamic_feat_size")):
+    for path, module in () if layout.places else net.named_modules():
+        if path == "patch_embed" or hasattr(module, "dynamic_feat_size"):
             yield module.register_forward_hook(embedded)
 
 

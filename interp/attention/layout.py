@@ -402,9 +402,11 @@ def attention_layers(model: Model) -> dict[str, Kind]:
 
     Raises InputError with the reason, naming the families with attention, where the model has none.
     """
-    if not has_attention(model):
+    row = LAYOUTS.get(model.family)
+    found = {path: _kind(module, kind) for path, module, _, kind in matching(model.net, row.modules)} if row else {}
+    if not found:
         raise InputError(why_not(model))
-    return {path: _kind(module, kind) for path, module, _, kind in matching(model.net, LAYOUTS[model.family].modules)}
+    return found
 
 
 def _kind(module: nn.Module, kind: Kind) -> Kind:
