@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
 SCHEMA = 1  # raise when the meaning of stored arrays changes: old files are then refused
 REVISIONS = {
-    "attention": 2,
-    "attention_heads": 2,
-    "attention_layers": 2,
-    "attention_queries": 2,
-    "attention_shift": 2,
+    "attention": 3,
+    "attention_heads": 3,
+    "attention_layers": 3,
+    "attention_queries": 3,
+    "attention_shift": 3,
     "compare": 3,
     "sweep": 2,
     "synthesis": 2,

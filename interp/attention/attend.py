@@ -11,7 +11,6 @@ import torch
 import xarray as xr
 from tqdm import tqdm
 
-from interp.attention.maps import enlarge
 from interp.attention.readings import METHODS, How, Query, check_query, read
 from interp.models.model import Model, model_coords
 from interp.result import Result
@@ -81,7 +80,7 @@ def _relative(model: Model, batch: Batch, method: str, how: How, chunk: int) -> 
     found, words = [], ""
     for part in batch.chunks(chunk):
         reading = read(model, part.images.to(model.mean), method=method, how=how)
-        large, words = enlarge(reading.maps, size), reading.how
+        large, words = reading.on_image(size), reading.how
         if not large.isfinite().all():
             raise InputError("its maps are not finite: weights, values or gradients of this model overflow")
         found.append((large / large.mean((1, 2), keepdim=True).clamp_min(1e-12)).cpu())

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from interp.attention.geometry import Geometry, Grid, of_patches, patch_grid
+from interp.attention.geometry import Geometry, Grid, embedded
 from interp.attention.layout import POOLS, Kind, Layout, attention_layers, layout_of, matching
 from interp.attention.places import Told, Where
 from interp.types import InputError
@@ -98,6 +98,11 @@ class Captured:
     geometry: Geometry | None = None
     skip: bool = True
 
+    @property
+    def extent(self) -> Grid | None:
+        """Pixels that the grid of the keys covers, where that is not the image."""
+        return None if self.geometry is None else self.geometry.extent
+
 
 @dataclass(eq=False)
 class Recorder:
@@ -155,22 +160,25 @@ def capture(
 def placing(net: nn.Module, layout: Layout, settle: Callable[[Geometry | None], None]) -> Iterator[Any]:
     """Hooks that hand on where tokens are as it changes: at the modules that the family's row names, or the patch embedding."""
     last: list[Geometry | None] = [None]
+    image: Grid = (0, 0)
+
+    def begin(_net: nn.Module, args: tuple[Any, ...]) -> None:
+        nonlocal image
+        image = int(args[0].shape[-2]), int(args[0].shape[-1])
 
     def found(geometry: Geometry | None) -> None:
         last[0] = geometry
         settle(geometry)
 
     def before(owner: nn.Module, where: Where) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        return lambda _module, args: found(where(Told(owner, args, net, last[0])))
+        return lambda _module, args: found(where(Told(owner, args, net, last[0], image)))
 
-    def embedded(embed: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        found(of_patches(patch_grid(embed, args, output)))
-
+    yield net.register_forward_pre_hook(begin)
     for _path, module, owner, where in matching(net, layout.places):
         yield module.register_forward_pre_hook(before(owner, where))
     for path, module in () if layout.places else net.named_modules():
         if path == "patch_embed" or hasattr(module, "dynamic_feat_size"):
-            yield module.register_forward_hook(embedded)
+            yield module.register_forward_hook(lambda *told: found(embedded(*told)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -163,7 +163,7 @@ def _numbers(layer: Captured, part: Batch) -> dict[str, Tensor]:
 
 
 def _focus(layer: Captured, masks: Masks, size: tuple[int, int]) -> Tensor:
-    maps = enlarge(head_maps(layer)[0].mean(1), size).cpu()
+    maps = enlarge(head_maps(layer)[0].mean(1), size, extent=layer.extent).cpu()
     found, there = torch.full((len(maps),), math.nan), masks.flatten(1).any(1)
     if bool(there.any()):
         found[there] = focus(maps[there], masks[there])

@@ -6,6 +6,8 @@ every token of every group which position of the grid it is, so that maps, dista
 Where keys are pooled, as in PVT v2 (arXiv 2106.13797), or windows of keys are wider than those of their queries, as in HaloNet
 (arXiv 2103.12731), the queries stand elsewhere, `Geometry.asking`. Where windows overlap, a position is a token of several
 groups: what it attends to, and what is attended to it, are then sums over these.
+A grid covers the image, unless patches were padded beyond its right and lower edge, as by Swin and by a ViT for images of any
+size: then it covers `Geometry.extent`.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ class Geometry:
     size: rows and columns of the positions that are attended to. places (groups, tokens) int64: position y·columns + x of each
     patch token, −1 where a token is padding; every position occurs, and once where no windows overlap. prefix: tokens before the
     patches in each group. class_token: whether the first of them is a class token that the head reads. asking: where the queries
-    stand, if not where the keys do. latent: whether the only query is a learnt vector, which is none of the tokens.
+    stand, if not where the keys do. latent: whether the only query is a learnt vector, which is none of the tokens. extent: rows
+    and columns of pixels that the grid covers from the upper left corner, where that is not the image.
     """
 
     size: Grid
@@ -39,6 +42,7 @@ class Geometry:
     class_token: bool = False
     asking: Geometry | None = None
     latent: bool = False
+    extent: Grid | None = None
 
     @property
     def queries(self) -> Geometry:
@@ -73,11 +77,12 @@ class Geometry:
         return torch.where(real, 1 / times[self.places.clamp_min(0)], 0)
 
     def at(self, y: int, x: int, image: Grid) -> Grid:
-        """The position of the queries' grid under the middle of the pixel (y, x) of an image of rows × columns."""
+        """The position of the queries' grid under the middle of the pixel (y, x) of an image of rows × columns; the nearest one
+        where patches leave the last pixels out."""
         if not (0 <= y < image[0] and 0 <= x < image[1]):
             raise InputError(f"pixel ({y}, {x}) is outside the image; expected 0 ≤ y < {image[0]} and 0 ≤ x < {image[1]}")
-        size = self.queries.size
-        return (2 * y + 1) * size[0] // (2 * image[0]), (2 * x + 1) * size[1] // (2 * image[1])
+        (rows, columns), (height, width) = self.queries.size, self.queries.extent or image
+        return min((2 * y + 1) * rows // (2 * height), rows - 1), min((2 * x + 1) * columns // (2 * width), columns - 1)
 
     def with_prefix(self, tokens: int, *, class_token: bool) -> Geometry:
         """This grid for a layer of so many tokens in all: those beyond the positions come first."""
@@ -94,6 +99,16 @@ class Geometry:
 def of_patches(size: Grid) -> Geometry:
     """One group, the patches row by row."""
     return Geometry(size, torch.arange(math.prod(size))[None])
+
+
+def merged_extent(size: Grid, image: Grid, patch: Grid) -> Grid:
+    """Pixels that a grid covers whose cells are patches, or 2 × 2 cells of a finer grid merged, padded to an even number."""
+    sides = []
+    for cells, pixels, side in zip(size, image, patch, strict=True):
+        while cells * side < pixels:
+            side *= 2
+        sides.append(cells * side)
+    return sides[0], sides[1]
 
 
 def of_pixels(size: Grid, patch: Grid) -> Geometry:
@@ -128,10 +143,24 @@ def of_pooled(queries: Grid, keys: Grid) -> Geometry:
     return of_patches(keys) if queries == keys else replace(of_patches(keys), asking=of_patches(queries))
 
 
-def patch_grid(embed: nn.Module, args: tuple[Any, ...], output: Any) -> Grid:
-    """Rows and columns of patches of one pass, from what the patch embedding was given and what it returned.
+def embedded(embed: nn.Module, args: tuple[Any, ...], output: Any) -> Geometry:
+    """The patches of one pass, from what the patch embedding was given and what it returned.
 
-    XCiT's returns (tokens, (rows, columns)); a ViT of any image size returns (n, rows, columns, c); others return
+    Patches that are cut without overlap are padded beyond the image, or leave its last pixels out, where they do not tile it.
+    """
+    size, image = patch_grid(embed, args, output), (int(args[0].shape[-2]), int(args[0].shape[-1]))
+    proj = getattr(embed, "proj", None)
+    stride = getattr(proj, "stride", None)
+    if stride is None or stride != getattr(proj, "kernel_size", None) or hasattr(embed, "backbone"):
+        return of_patches(size)
+    covers = size[0] * int(stride[0]), size[1] * int(stride[1])
+    return of_patches(size) if covers == image else replace(of_patches(size), extent=covers)
+
+
+def patch_grid(embed: nn.Module, args: tuple[Any, ...], output: Any) -> Grid:
+    """Rows and columns of patches.
+
+    XCiT's embedding returns (tokens, (rows, columns)); a ViT of any image size returns (n, rows, columns, c); others return
     (n, tokens, c) and compute the grid from the image size.
     """
     if isinstance(output, tuple):

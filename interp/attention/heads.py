@@ -82,7 +82,7 @@ def _read(model: Model, part: Batch, layers: list[str], query: Query | None) -> 
         except InputError as reason:
             found[layer.name] = (np.full((len(part), layer.weights.shape[1], *size), np.nan, np.float32), f"not read: {reason}")
             return
-        large = enlarge(maps, size)
+        large = enlarge(maps, size, extent=layer.extent)
         relative = large / large.mean((2, 3), keepdim=True).clamp_min(1e-12)
         signed = " (absolute)" if layer.kind in SIGNED else ""
         found[layer.name] = (relative.cpu().numpy(), words + signed)

@@ -215,9 +215,9 @@ _ROWS = (
     # windows
     Layout("mobilevit", "final_conv", {"Attention": "unfold"}, {"MobileVitBlock.conv_1x1": at.pixels}),
     Layout("mobilevitv2", "stages.-1", {"LinearSelfAttention": "context"}, {"MobileVitV2Block.conv_1x1": at.pixels}),
-    Layout("swintransformer", "norm", {"WindowAttention": "window"}, {"SwinTransformerBlock": at.windows}),
-    Layout("swintransformerv2", "norm", {"WindowAttention": "window"}, {"SwinTransformerV2Block": at.windows}),
-    Layout("swintransformerv2cr", "stages.-1", {"WindowMultiHeadAttention": "window"}, {"SwinTransformerV2CrBlock": at.windows}),
+    Layout("swintransformer", "norm", {"WindowAttention": "window"}, {"SwinTransformerBlock": at.merged}),
+    Layout("swintransformerv2", "norm", {"WindowAttention": "window"}, {"SwinTransformerV2Block": at.merged}),
+    Layout("swintransformerv2cr", "stages.-1", {"WindowMultiHeadAttention": "window"}, {"SwinTransformerV2CrBlock": at.merged}),
     Layout("nest", "levels.-1", {"Attention": "window"}, {"Attention": at.blocks}),
     Layout("tinyvit", "stages.-1", {"Attention": "window"}, {"TinyVitBlock": at.windows}),
     Layout("globalcontextvit", "stages.-1", {"WindowAttentionGlobal": "window"}, {"GlobalContextVitBlock": at.windows}),

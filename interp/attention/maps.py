@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from interp.attention.geometry import Geometry
+from interp.attention.geometry import Geometry, Grid
 from interp.types import InputError
 
 
@@ -164,10 +164,15 @@ def channel_rows(weights: Tensor, values: Tensor, geometry: Geometry) -> Tensor:
     return mean[:, order][:, :, order]
 
 
-def enlarge(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Maps (n, h, w) or (n, heads, h, w) bilinearly at another size. Limit: a constant map stays that constant."""
+def enlarge(maps: Tensor, size: Grid, *, extent: Grid | None = None) -> Tensor:
+    """Maps (n, h, w) or (n, heads, h, w) bilinearly at another size. Limit: a constant map stays that constant.
+
+    extent: rows and columns of pixels that the maps cover from the upper left corner, where that is not `size`: what is beyond
+    the image is cut off, and what they do not reach repeats their edge.
+    """
     if maps.ndim not in (3, 4):
         raise InputError(f"maps have shape {tuple(maps.shape)}; expected (n, h, w) or (n, heads, h, w)")
     wide = maps[:, None] if maps.ndim == 3 else maps
-    large = F.interpolate(wide, size=size, mode="bilinear", align_corners=False)
+    large = F.interpolate(wide, size=extent or size, mode="bilinear", align_corners=False)[..., : size[0], : size[1]]
+    large = F.pad(large, (0, size[1] - large.shape[-1], 0, size[0] - large.shape[-2]), mode="replicate")
     return large[:, 0] if maps.ndim == 3 else large

@@ -20,18 +20,20 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from interp.attention.geometry import Geometry, Grid, of_overlapping, of_patches, of_pixels, of_pooled, of_windows
+from interp.attention.geometry import Geometry, Grid, merged_extent, of_overlapping, of_patches, of_pixels, of_pooled, of_windows
 
 
 @dataclass(frozen=True, eq=False)
 class Told:
     """What is known before a module runs. owner: the module of the class that the row names. args: positional arguments of the
-    module that runs, the owner or its child. net: the network. before: the geometry that was found last in this pass."""
+    module that runs, the owner or its child. net: the network. before: the geometry that was found last in this pass. image: rows
+    and columns of what the network is given."""
 
     owner: Any
     args: tuple[Any, ...]
     net: Any
     before: Geometry | None
+    image: Grid
 
 
 Where: TypeAlias = Callable[[Told], Geometry | None]
@@ -170,6 +172,13 @@ def _windows(size: Grid, window: Grid, shift: Grid = (0, 0)) -> Geometry:
 def windows(t: Told) -> Geometry:
     """The block is given (n, h, w, c) and cuts it into windows, rolled first where it has a shift."""
     return _windows(_rows_columns(t.args[0]), _pair(t.owner.window_size), _pair(getattr(t.owner, "shift_size", 0)))
+
+
+def merged(t: Told) -> Geometry:
+    """The same of Swin, whose patches and 2 × 2 merged ones are padded below and to the right where they do not tile."""
+    found = windows(t)
+    covers = merged_extent(found.size, t.image, _pair(t.net.patch_embed.patch_size))
+    return found if covers == t.image else replace(found, extent=covers)
 
 
 def windows_channels_first(t: Told) -> Geometry:

@@ -50,7 +50,8 @@ def attention_queries(models: Sequence[Model], batch: Batch, params: Queries = Q
     """Record what every position of every model's grid attends to, mean over heads.
 
     asks, size (model, axis): rows and columns of the grid of the queries and of that of the keys, 0 where a model was not read;
-    they differ where either is pooled. rows (model, image, query, key) uint8: the weights of a query on all keys, each row by row
+    they differ where either is pooled. covers (model, axis): rows and columns of pixels that they cover, more than the image has
+    where patches were padded. rows (model, image, query, key) uint8: the weights of a query on all keys, each row by row
     over its grid, 255 the largest of the row; peak (model, image, query): that largest weight × keys, so 1 is attention spread
     evenly over the whole grid; rows of UNEVEN kinds are divided by their sum first, and `own` says so. seen (model, query, key):
     whether the key is in a window, or other group, of the query's. own (model): which layer it is, or why none was read. Channel
@@ -58,6 +59,7 @@ def attention_queries(models: Sequence[Model], batch: Batch, params: Queries = Q
     can be read.
     """
     started = time.perf_counter()
+    image = tuple(batch.images.shape[-2:])
     read: list[_Read | None] = []
     own: list[str] = []
     for model in tqdm(models, desc="queries", leave=False):
@@ -87,6 +89,7 @@ def attention_queries(models: Sequence[Model], batch: Batch, params: Queries = Q
             "rows": (("model", "image", "query", "key"), table),
             "peak": (("model", "image", "query"), peak, {"unit": "× uniform"}),
             "seen": (("model", "query", "key"), seen),
+            "covers": (("model", "axis"), [(found and found.geometry.queries.extent) or image for found in read], {"unit": "px"}),
             "own": ("model", own),
             "original": (("image", "y", "x", "channel"), pixels(batch.images)),
             "truth": ("image", batch.labels.numpy()),

@@ -26,9 +26,9 @@ from torch import Tensor
 
 from interp.attention.cam import cam, check_targets
 from interp.attention.capture import Captured, by_pieces, capture
-from interp.attention.geometry import Geometry
+from interp.attention.geometry import Geometry, Grid
 from interp.attention.layout import DERIVED, ONE, SIGNED, attention_layers, has_attention, map_layer, unchained, unread, why_not
-from interp.attention.maps import channel_readout, channel_rows, class_map, query_map, received_map
+from interp.attention.maps import channel_readout, channel_rows, class_map, enlarge, query_map, received_map
 from interp.attention.rollout import gradient_weighted, last_stage, reduce_heads, relevance, rollout
 from interp.types import Images, InputError, Labels, Maps
 
@@ -41,10 +41,19 @@ Query = tuple[int, int]  # a pixel of the image, (y, x)
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """Maps (n, h, w) ≥ 0 at the resolution of the layer, on its own scale, and in words how they were read off the model."""
+    """Maps (n, h, w) ≥ 0 at the resolution of the layer, on its own scale, and in words how they were read off the model.
+
+    extent: rows and columns of pixels that the maps cover, where padded patches go beyond the image. Class activation maps are
+    stretched over the image, as their papers do.
+    """
 
     maps: Maps
     how: str
+    extent: Grid | None = None
+
+    def on_image(self, size: Grid) -> Maps:
+        """The maps bilinearly at the size of the image, (n, *size)."""
+        return enlarge(self.maps, size, extent=self.extent)
 
 
 @dataclass(frozen=True)
@@ -146,7 +155,8 @@ def _raw(model: Model, x: Images, _targets: Labels | None, how: How) -> Reading:
     with torch.no_grad(), capture(model, layers=[name]) as recorder:
         model(x)
     maps, words = head_maps(recorder.layers[0], query=how.query, image=(x.shape[-2], x.shape[-1]))
-    return Reading(reduce_heads(maps, how.head), f"{words}{_signed(recorder.layers)}, {_of_heads(how.head)}, at layer {name}")
+    words = f"{words}{_signed(recorder.layers)}, {_of_heads(how.head)}, at layer {name}"
+    return Reading(reduce_heads(maps, how.head), words, recorder.layers[0].extent)
 
 
 def _signed(layers: Sequence[Captured]) -> str:
@@ -175,13 +185,14 @@ def _channels(model: Model, x: Images, _targets: Labels | None, how: How) -> Rea
     geometry = _geometry(layer)
     if how.query is None:
         maps = reduce_heads(channel_readout(layer.weights, layer.values, geometry), how.head)
-        return Reading(maps, f"derived: energy of the channels attended to, {_of_heads(how.head)}, at layer {name}")
+        words = f"derived: energy of the channels attended to, {_of_heads(how.head)}, at layer {name}"
+        return Reading(maps, words, geometry.extent)
     if how.head != "mean":
         raise InputError("the reading of a query from channel attention is the mean over heads")
     y, column = geometry.at(*how.query, (x.shape[-2], x.shape[-1]))
     rows = channel_rows(layer.weights, layer.values, geometry)[:, y * geometry.size[1] + column]
     words = f"derived: energy of the channels that those standing out at the query attend to, mean over heads, at layer {name}"
-    return Reading(rows.unflatten(1, geometry.size), words)
+    return Reading(rows.unflatten(1, geometry.size), words, geometry.extent)
 
 
 def _with_gradient(model: Model, x: Images, targets: Labels | None, layers: list[str] | None) -> tuple[list[Captured], Tensor]:
@@ -205,7 +216,8 @@ def _weighted(model: Model, x: Images, targets: Labels | None, how: How) -> Read
     maps = _unbounded(reduced, how.query, (x.shape[-2], x.shape[-1]))[0][:, 0]
     if how.query is None and not geometry.placeless:
         maps = maps * geometry.queries.positions  # the sum over queries, whose gradients already say which matter
-    return Reading(maps, f"(∇A ⊙ A)⁺ of the target's logit{_bounds(layers[0])}, {_of_heads(how.head)}, at layer {name}")
+    words = f"(∇A ⊙ A)⁺ of the target's logit{_bounds(layers[0])}, {_of_heads(how.head)}, at layer {name}"
+    return Reading(maps, words, geometry.extent)
 
 
 def _rollout(model: Model, x: Images, _targets: Labels | None, how: How) -> Reading:
@@ -214,7 +226,7 @@ def _rollout(model: Model, x: Images, _targets: Labels | None, how: How) -> Read
     layers = last_stage(recorder.layers)
     flow = rollout(layers, head=how.head, residual=how.residual)
     words = f"roll-out{_signed(layers)}, residual {how.residual:g}, {_of_heads(how.head)}, {_over(layers, recorder.layers)}"
-    return Reading(_read_out(flow, layers[-1], how.query, x, mean=True), words)
+    return Reading(_read_out(flow, layers[-1], how.query, x, mean=True), words, layers[-1].extent)
 
 
 def _chefer(model: Model, x: Images, targets: Labels | None, how: How) -> Reading:
@@ -223,7 +235,7 @@ def _chefer(model: Model, x: Images, targets: Labels | None, how: How) -> Readin
     found = relevance(layers, gradient_weighted(layers, score, head=how.head))
     _check_asking(found[:, found.shape[-1] - _geometry(layers[-1]).positions :], layers[-1], how.query, "rollout")
     words = f"relevance by gradient × attention, {_of_heads(how.head)}, {_over(layers, captured)}"
-    return Reading(_read_out(found, layers[-1], how.query, x), words)
+    return Reading(_read_out(found, layers[-1], how.query, x), words, layers[-1].extent)
 
 
 def _chained(model: Model) -> list[str]:

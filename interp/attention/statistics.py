@@ -74,7 +74,8 @@ def distance(weights: Tensor, geometry: Geometry, image: Grid) -> Tensor:
 def _centres(geometry: Geometry, image: Grid, like: Tensor) -> Tensor:
     """The middle of every token's position in pixels, (groups, tokens, 2)."""
     places, (rows, columns) = geometry.places.to(like.device), geometry.size
-    pixel = like.new_tensor([image[0] / rows, image[1] / columns])
+    height, width = geometry.extent or image
+    pixel = like.new_tensor([height / rows, width / columns])
     return (torch.stack([places // columns, places % columns], -1) + 0.5) * pixel
 
 

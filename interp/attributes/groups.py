@@ -18,7 +18,6 @@ from tqdm import tqdm
 from interp.attacks.pgd import PGD
 from interp.attacks.search import attack
 from interp.attacks.starts import uniform
-from interp.attention.maps import enlarge
 from interp.attention.readings import read
 from interp.attributes import aligned, concepts, discovery, localise, matching, shape
 from interp.attributes.evidence import together
@@ -373,7 +372,7 @@ def _located(model: Model, batch: Batch, source: str, chunk: int) -> dict[str, n
     for part in batch.chunks(chunk):
         x = part.images.to(model.mean)
         if source == "map":
-            maps.append(enlarge(read(model, x).maps, size).cpu())
+            maps.append(read(model, x).on_image(size).cpu())
         else:
             own = model.read(x).argmax(1)
             maps.append(aligned.class_gradients(model, x, own.to(x.device)).abs().sum(1).cpu())

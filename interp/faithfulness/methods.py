@@ -11,7 +11,6 @@ from typing import TypeAlias
 
 from torch import nn
 
-from interp.attention.maps import enlarge
 from interp.attention.readings import TITLES, read
 from interp.faithfulness.baselines import centre, edges, flat, noise, smooth_noise
 from interp.faithfulness.draws import normals
@@ -48,7 +47,7 @@ def smoothgrad(model: Model, x: Images, y: Labels) -> Maps:
 
 def reading(model: Model, x: Images, y: Labels, *, method: str) -> Maps:
     """What `read` reads by a method of READINGS, enlarged bilinearly; InputError, with the reason, where it does not apply."""
-    return enlarge(read(model, x, y, method=method).maps, (int(x.shape[2]), int(x.shape[3])))
+    return read(model, x, y, method=method).on_image((int(x.shape[2]), int(x.shape[3])))
 
 
 def _net(model: Model, x: Images) -> nn.Module:

@@ -70,6 +70,13 @@ def _grids(data: xr.Dataset, m: int) -> tuple[tuple[int, int], tuple[int, int]]:
     return (down, across), (rows, columns)
 
 
+def _reach(data: xr.Dataset, m: int) -> list[float]:
+    """How many times the image's rows and columns the grid covers: above 1 where patches were padded."""
+    image = (data.sizes["y"], data.sizes["x"])
+    covers = data["covers"].values[m].tolist() if "covers" in data else image
+    return [covered / side for covered, side in zip(covers, image, strict=True)]
+
+
 def _known(data: xr.Dataset, m: int) -> tuple[np.ndarray, np.ndarray]:
     """The rows (image, query, key) of a model and their peaks (image, query), without what pads its grids."""
     queries, keys = (math.prod(grid) for grid in _grids(data, m))
@@ -101,6 +108,7 @@ def _model(data: xr.Dataset, m: int) -> dict[str, Any]:
         "own": str(data["own"].values[m]),
         "asks": asks,
         "size": size,
+        "reach": _reach(data, m),
         "seen": None if seen.all() else _text(np.packbits(seen)),
         "alike": alike,
         "rows": [_text(w[kept].astype(np.uint8)) for w in weights],
@@ -190,8 +198,8 @@ for (const i of images) {
 for (const m of models) { m.rows = m.rows.map(bytes); m.seen = m.seen && bytes(m.seen); }
 
 // places are shares (y, x) of the image, so that every grid finds its own patch
-const cell = (size, at) => at.map((v, k) => Math.min(size[k] - 1, Math.floor(v * size[k])));
-const asking = (m, at) => cell(m.asks, at);
+const cell = (m, size, at) => at.map((v, k) => Math.min(size[k] - 1, Math.floor(v * size[k] / m.reach[k])));
+const asking = (m, at) => cell(m, m.asks, at);
 const pooled = m => String(m.asks) !== String(m.size);
 const named = p => "row " + (p[0] + 1) + ", column " + (p[1] + 1);
 const sized = size => size[0] + " × " + size[1];
@@ -208,14 +216,14 @@ function reading(m) {
   return {at, row, value, sees, said, key: p => value(index(p))};
 }
 
-function edges(size, p) {
+function edges(m, size, p) {
   const lines = (n, k, whole) => [Math.round(k * whole / n), Math.round((k + 1) * whole / n)];
-  const [[up, down], [left, right]] = [lines(size[0], p[0], high), lines(size[1], p[1], wide)];
+  const [[up, down], [left, right]] = [lines(size[0], p[0], high * m.reach[0]), lines(size[1], p[1], wide * m.reach[1])];
   return {up, left, h: down - up, w: right - left};
 }
 
-function frame(context, size, p, ink) {
-  const {up, left, h, w} = edges(size, p), fine = Math.min(h, w) < 24;  // lines inside a patch, around a small one
+function frame(context, m, size, p, ink) {
+  const {up, left, h, w} = edges(m, size, p), fine = Math.min(h, w) < 24;  // lines inside a patch, around a small one
   const [out, black, line] = fine ? [2, 4, 2] : [-4, 7, 3];
   const at = (v, whole) => 2 * Math.floor(Math.min(whole - 3, Math.max(3, v)) / 2) + 1;  // on whole pixels of the screen
   const [x, right, y, below] = [at(left - out, wide), at(left + w + out, wide), at(up - out, high), at(up + h + out, high)];
@@ -246,7 +254,8 @@ function draw(panel) {
   read.row.forEach((v, k) => {
     if (v > read.row[top]) top = k;
     if (!read.sees(k)) return;
-    const c = 3 * Math.round(255 * Math.min(1, read.value(k) / limit)), e = edges(m.size, [Math.floor(k / columns), k % columns]);
+    const c = 3 * Math.round(255 * Math.min(1, read.value(k) / limit));
+    const e = edges(m, m.size, [Math.floor(k / columns), k % columns]);
     context.fillStyle = "rgb(" + colours[c] + "," + colours[c + 1] + "," + colours[c + 2] + ")";
     context.fillRect(e.left, e.up, e.w, e.h);
   });
@@ -257,9 +266,9 @@ function draw(panel) {
   const most = read.said([Math.floor(top / columns), top % columns]);
   lines.push("most: " + most + (pooled(m) ? " of " + sized(m.size) + " keys" : ""));
   const other = pointer || (m.alike ? query : null);
-  if (other) lines.push("pointer: " + read.said(cell(m.size, other)));
-  if (pinned && pointer) frame(context, m.size, cell(m.size, pointer), "#56b4e9");
-  if (query && !m.alike) frame(context, m.asks, read.at, "white");
+  if (other) lines.push("pointer: " + read.said(cell(m, m.size, other)));
+  if (pinned && pointer) frame(context, m, m.size, cell(m, m.size, pointer), "#56b4e9");
+  if (query && !m.alike) frame(context, m, m.asks, read.at, "white");
   panel.text.textContent = lines.join("\\n");
 }
 
@@ -344,7 +353,7 @@ document.addEventListener("keydown", event => {
   const m = used && used.model && used.model.size[0] ? used.model : finest, way = ARROWS[event.key];
   if (way && m && m.size[0]) {
     const from = query ? asking(m, query).map((v, k) => v + way[k]) : m.asks.map(v => v >> 1);
-    query = from.map((v, k) => (Math.min(m.asks[k] - 1, Math.max(0, v)) + .5) / m.asks[k]);
+    query = from.map((v, k) => Math.min(.9999, (Math.min(m.asks[k] - 1, Math.max(0, v)) + .5) / m.asks[k] * m.reach[k]));
     pointer = null;
     if (pinned) remember();
   } else if ((event.key === "Enter" || event.key === " ") && query) { pinned = !pinned; remember(); }

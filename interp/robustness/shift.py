@@ -20,7 +20,6 @@ from interp.attacks.search import attack
 from interp.attacks.sweep import labels_for
 from interp.attention.capture import Captured, by_pieces, capture
 from interp.attention.layout import has_attention
-from interp.attention.maps import enlarge
 from interp.attention.readings import read
 from interp.attention.statistics import divergence, thinned
 from interp.models.model import Model, model_coords
@@ -166,7 +165,7 @@ def _maps(model: Model, x: Tensor, params: Shift) -> tuple[np.ndarray, str]:
     try:
         for piece, target in zip(flat.split(params.chunk), own.split(params.chunk), strict=True):
             reading = read(model, piece.to(model.mean), target.to(model.mean.device), method=params.method)
-            large, words = enlarge(reading.maps, size), reading.how
+            large, words = reading.on_image(size), reading.how
             found.append((large / large.mean((1, 2), keepdim=True).clamp_min(1e-12)).cpu())
     except InputError as reason:
         return np.full((*x.shape[:2], *size), np.nan, np.float32), f"not read: {reason}"
