@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,10 +17,13 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode
 
-from interp.attention.capture import Captured, capture, fused_weights
+from interp.attention.cam import cam
+from interp.attention.capture import Captured, capture
 from interp.attention.geometry import Geometry, of_patches, of_pixels, of_windows
 from interp.attention.layout import attention_layers, layout_of, module_at
 from interp.attention.maps import channel_readout, class_map, dense, enlarge, place, query_map, query_rows, received_map
+from interp.attention.statistics import distance
+from interp.attention.watch import fused_weights
 from interp.models.build import build
 from interp.models.model import Model
 from interp.types import InputError
@@ -193,6 +197,51 @@ def test_nothing_is_left_behind(name: str, where: str) -> None:
     assert rec.layers == kept
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_model_compiled_before_is_recorded(whole: bool) -> None:
+    """What torch compiles looks at no hook that is set afterwards."""
+    model, x = make("mobilevit"), of("mobilevit")
+    called: Any = model
+    with torch.no_grad():
+        if whole:
+            called = torch.compile(model, backend="eager")
+        else:
+            model.net.compile(backend="eager")
+        before = called(x)
+        with capture(model) as rec:
+            assert torch.equal(called(x), before)
+        assert [c.name for c in rec.layers] == list(attention_layers(model))
+        assert cam(model, x, torch.zeros(len(x), dtype=torch.long)).max() > 0
+
+
+@pytest.mark.parametrize("cast", [True, False])
+@pytest.mark.parametrize("name", ["vit", "swin", "mobilevit", "xcit"])
+def test_half_precision_is_recorded_in_single(name: str, cast: bool) -> None:
+    """Under autocast as in a model of bfloat16: logits as without, weights and values near those of float32."""
+    model, x = make(name), of(name)
+    if not cast:
+        model = model.to(torch.bfloat16)
+        x = x.to(torch.bfloat16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=cast):
+        before = model(x)
+        with capture(model) as rec:
+            assert torch.equal(model(x), before)
+    for c in rec.layers:
+        assert c.weights.dtype == c.values.dtype == torch.float32, c.name
+        assert torch.allclose(c.weights @ c.values, c.output.float(), atol=0.02 * float(c.output.abs().max())), c.name
+        fused = c.kind in ("class", "unfold", "self")
+        assert torch.allclose(c.weights.sum(-1), torch.ones(()), atol=1e-5 if fused else 1e-2), c.name
+
+
+def test_dropped_weights_are_refused_where_nobody_sees_them() -> None:
+    model = make("vit")
+    block: Any = model.net.get_submodule("blocks.0.attn")
+    block.attn_drop.p = 0.5
+    model.train()
+    with capture(model), pytest.raises(InputError, match=r"dropout 0\.5.*model\.eval"):
+        model(of("vit"))
+
+
 def test_a_pass_after_ctrl_c_is_recorded_like_any_other() -> None:
     model, x = make("vit"), images()
     last: Any = model.net.get_submodule("blocks.1.attn")
@@ -299,6 +348,46 @@ def test_grids_of_images_that_are_no_multiple(name: str, image: tuple[int, int],
         if many.kind != "channel":
             alone, among = received_map(one.weights, one.geometry), received_map(many.weights, many.geometry)
             assert torch.allclose(alone[0], among[1], atol=1e-5) and alone.shape[-2:] == many.geometry.size
+
+
+@pytest.mark.parametrize(("name", "image", "extent"), [("vit_any", (30, 45), (32, 48)), ("swin", (26, 26), (28, 28))])
+def test_a_pixel_belongs_to_the_patch_that_it_changes(name: str, image: tuple[int, int], extent: tuple[int, int]) -> None:
+    """Where patches are padded beyond the image; Swin's blocks are silenced, so that no pixel reaches another patch."""
+    model, at = make(name), "patch_embed"
+    if name == "swin":
+        arch, args = NETS[name]
+        model = wrap(build(arch, num_classes=10, arch_args={**args, "img_size": image, "strict_img_size": False}))
+        at = "layers.1.blocks"  # of 7 × 7 cells: 13 × 13 patches of 2 pixels, padded to 14 × 14 and merged
+        for block in (m for m in model.net.modules() if isinstance(m, SwinTransformerBlock)):
+            for last in (block.attn.proj, block.mlp.fc2):
+                nn.init.zeros_(last.weight)
+    seen: list[Tensor] = []
+    model.net.get_submodule(at).register_forward_hook(lambda _m, _a, out: seen.append(out))
+    x = images(1, image)
+    with torch.no_grad(), capture(model) as rec:
+        model(x)
+        geometry = rec.layers[-1].geometry
+        assert geometry is not None and geometry.extent == extent
+        for y in range(image[0]):
+            other, column = x.clone(), (3 * y + 1) % image[1]
+            other[0, :, y, column] += 1
+            model(other)
+            moved = (seen[-1] - seen[0]).abs().sum(-1)[0].view(geometry.size)
+            assert geometry.at(y, column, image) == divmod(int(moved.argmax()), geometry.size[1]), (y, column)
+    two = torch.zeros(1, 1, geometry.positions, geometry.positions)
+    two[..., -1] = 1  # all look at the lower right corner: rows and columns of whole patches away
+    bare = replace(geometry, prefix=0, places=torch.arange(geometry.positions)[None])
+    steps = [torch.arange(n).flip(0) * (side / n) for n, side in zip(geometry.size, extent, strict=True)]
+    assert float(distance(two, bare, image)) == pytest.approx(float(torch.hypot(steps[0][:, None], steps[1]).mean()), rel=1e-5)
+    maps = torch.rand(2, *geometry.size)
+    assert torch.equal(enlarge(maps, image, extent=extent), enlarge(maps, extent)[:, : image[0], : image[1]])
+
+
+def test_pixels_that_no_patch_reaches_belong_to_the_nearest() -> None:
+    grid = replace(of_patches((3, 3)), extent=(24, 24))
+    assert [grid.at(y, 31, (32, 32)) for y in (0, 23, 24, 31)] == [(0, 2), (2, 2), (2, 2), (2, 2)]
+    large = enlarge(torch.rand(1, 2, 3, 3), (32, 32), extent=(24, 24))
+    assert large.shape == (1, 2, 32, 32) and torch.equal(large[..., 24:, :24], large[..., 23:24, :24].expand(-1, -1, 8, -1))
 
 
 @pytest.mark.parametrize("name", NETS)

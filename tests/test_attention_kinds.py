@@ -17,7 +17,7 @@ from torch import Tensor
 
 from interp.attacks.pgd import PGD
 from interp.attention.attend import Attend, attend
-from interp.attention.capture import Captured, TooManyWeights, by_pieces, capture
+from interp.attention.capture import Captured, by_pieces, capture
 from interp.attention.depth import ByLayer, attention_by_layer
 from interp.attention.geometry import Geometry, of_overlapping, of_patches, of_windows
 from interp.attention.heads import Heads, attention_heads
@@ -27,6 +27,7 @@ from interp.attention.queries import Queries, attention_queries
 from interp.attention.readings import How, read
 from interp.attention.rollout import gradient_weighted
 from interp.attention.statistics import distance, divergence, diversity, entropy, focus, thinned
+from interp.attention.watch import TooManyWeights
 from interp.models.model import Model
 from interp.robustness.shift import Shift, attention_shift
 from interp.types import Batch, InputError
@@ -447,7 +448,7 @@ def test_a_method_is_asked_for_once() -> None:
 
 def test_more_derived_weights_than_memory_is_for_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = make("coat"), of("coat")
-    monkeypatch.setattr("interp.attention.capture.MOST", 2 * 2 * 65**2)  # two images and heads of the second stage
+    monkeypatch.setattr("interp.attention.watch.MOST", 2 * 2 * 65**2)  # two images and heads of the second stage
     with pytest.raises(InputError, match=r"264196 weights would be derived.*Give fewer images"):
         layers_of(model, x)
     with torch.no_grad(), capture(model, layers=["serial_blocks2.0.factoratt_crpe"]) as rec:
@@ -491,7 +492,7 @@ def test_every_analysis_takes_fewer_images_where_weights_are_too_many(monkeypatc
         return [(result.kind, result.data[name].values) for result, name in results]
 
     whole = found()
-    monkeypatch.setattr("interp.attention.capture.MOST", 2 * 2 * 257**2)  # two images of two heads of the first stage
+    monkeypatch.setattr("interp.attention.watch.MOST", 2 * 2 * 257**2)  # two images of two heads of the first stage
     with pytest.raises(TooManyWeights):
         layers_of(model, x)
     for (kind, want), (_, got) in zip(whole, found(), strict=True):

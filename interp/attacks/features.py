@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from interp.models.model import Model
+from interp.models.model import Model, eager
 from interp.types import Images, InputError
 
 
@@ -51,10 +51,8 @@ def cut(net: nn.Module, layer: str) -> Iterator[nn.Module]:
         raise InputError(f"there is no layer {layer!r}; layers are named like {', '.join(near)}")
     cutting, module = _Cut(net, watched), layers[watched]
     handle = module.register_forward_pre_hook(cutting.before) if layer == "" else module.register_forward_hook(cutting.after)
-    try:
+    with handle, eager():
         yield cutting
-    finally:
-        handle.remove()
 
 
 def _last_linear(layers: dict[str, nn.Module]) -> str:

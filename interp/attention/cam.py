@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,10 +28,8 @@ from interp.attention.layout import LAYOUTS, Layout, map_layer, module_at
 from interp.attention.maps import enlarge
 from interp.errors import InputError
 from interp.models.chunks import in_chunks
+from interp.models.model import Model, eager
 from interp.types import Images, Labels, Maps
-
-if TYPE_CHECKING:
-    from interp.models.model import Model
 
 
 def gradcam(activations: Tensor, gradients: Tensor) -> Maps:
@@ -138,6 +136,7 @@ class _Tap:
         self.grid: Grid | None = None
         module = module_at(model.net, layer) if isinstance(layer, str) else layer
         with ExitStack() as stack:
+            stack.enter_context(eager())
             for handle in placing(model.net, LAYOUTS.get(model.family, Layout(model.family, "")), self._note_grid):
                 stack.enter_context(handle)
             stack.enter_context(module.register_forward_hook(self._cut))

@@ -33,6 +33,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,7 @@ from torch import Tensor, nn
 from interp.attention.geometry import Grid, patch_grid
 from interp.attention.layout import map_layer, module_at
 from interp.models.chunks import in_chunks
-from interp.models.model import Model
+from interp.models.model import Model, eager
 from interp.result import Measure
 from interp.stats import bootstrap
 from interp.types import Images, InputError
@@ -291,15 +292,14 @@ def spatial(model: Model, images: Images, layer: str, chunk: int) -> np.ndarray:
         model(images[rows].to(model.mean))
         return _placed(seen.get("out"), seen.get("grid"), layer, channels_last=last).cpu()
 
-    handles = [module_at(model.net, layer).register_forward_hook(lambda _m, _a, out: seen.update(out=out))]
-    if isinstance(embed, nn.Module):
-        handles.append(embed.register_forward_hook(lambda m, args, out: seen.update(grid=patch_grid(m, args, out))))
-    try:
-        with torch.no_grad():
-            return torch.cat([found for _, found in in_chunks(run, len(images), chunk)]).float().numpy()
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack:
+        stack.enter_context(eager())
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(module_at(model.net, layer).register_forward_hook(lambda _m, _a, out: seen.update(out=out)))
+        if isinstance(embed, nn.Module):
+            found = lambda m, args, out: seen.update(grid=patch_grid(m, args, out))  # noqa: E731
+            stack.enter_context(embed.register_forward_hook(found))
+        return torch.cat([part for _, part in in_chunks(run, len(images), chunk)]).float().numpy()
 
 
 def _placed(out: Any, grid: Grid | None, layer: str, *, channels_last: bool) -> Tensor:

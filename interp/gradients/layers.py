@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from interp.attention.layout import module_at
 from interp.models.chunks import in_chunks
-from interp.models.model import Model
+from interp.models.model import Model, eager
 from interp.types import Images, InputError, Labels
 
 LAST = ""
@@ -41,6 +41,7 @@ def _tapped(model: Model, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
         return seen[layer].clone()  # a later in-place activation then spares what was seen
 
     with ExitStack() as stack:
+        stack.enter_context(eager())
         for layer in layers:
             if layer == LAST:
                 linear = [m for m in model.net.modules() if isinstance(m, nn.Linear)]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -84,6 +86,11 @@ class Model(nn.Module):
             f"Model({c.id}: {c.arch} {c.arch_args or ''}, {self.parameters_count / 1e6:.2f} M parameters, {trained}; "
             f"[0, 1] {p.channels} {p.size}×{p.size} → (x − {p.mean}) / {p.std} → {c.num_classes} logits)"
         )
+
+
+def eager() -> AbstractContextManager[object]:
+    """Inside, compiled modules run as they are written: what torch compiled leaves out hooks that are set afterwards."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def family_of(net: nn.Module) -> str:
