@@ -16,7 +16,7 @@ from interp.attention.rollout import gradient_weighted, last_stage, relevance, r
 from interp.attention.statistics import distance, divergence, diversity, entropy, focus
 from interp.models.model import Model
 from interp.types import Batch, InputError
-from tests.attention_nets import images, make
+from tests.attention_nets import images, make, of
 
 GRID = of_patches((3, 4))
 
@@ -177,3 +177,12 @@ def test_attend_marks_what_was_not_read_and_refuses_when_nothing_was(tiny_models
         attend(tiny_models, few, Attend(query=(3, 32)))
     with pytest.raises(InputError, match="expected one or more of auto, raw"):
         Attend(("row",))
+
+
+@pytest.mark.parametrize("method", ["raw", "weighted", "rollout", "chefer"])
+def test_words_say_whose_row_and_which_logit_is_read(method: str) -> None:
+    model, x, some = make("vit_avg"), of("vit_avg"), torch.tensor([1, 2, 3])
+    own, given = (read(model, x, targets, method=method, how=How(query=(9, 30))).how for targets in (None, some))
+    assert "the patch in row 2, column 4 of 4 × 4" in own and "the patch in" not in read(model, x, method=method).how
+    if method in ("weighted", "chefer"):
+        assert "the predicted class's logit" in own and "the target's logit" in given

@@ -55,5 +55,5 @@ def test_of_timms_other_families_the_last_feature_is_read(samples: Batch) -> Non
     assert mixer.family not in LAYOUTS
     nn.init.normal_(net.head.weight, std=0.1)  # type: ignore[union-attr, arg-type]  # it begins at zero
     data = attend([mixer], samples[:1]).data
-    assert str(data["how"].values[0, 0]) == "Grad-CAM of the target's logit at layer blocks.7"
+    assert str(data["how"].values[0, 0]) == "Grad-CAM of the predicted class's logit at layer blocks.7"
     assert np.isfinite(data["map"].values).all()

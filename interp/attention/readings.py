@@ -27,7 +27,18 @@ from torch import Tensor
 from interp.attention.cam import cam, check_targets
 from interp.attention.capture import Captured, by_pieces, capture
 from interp.attention.geometry import Geometry, Grid
-from interp.attention.layout import DERIVED, ONE, SIGNED, attention_layers, has_attention, map_layer, unchained, unread, why_not
+from interp.attention.layout import (
+    DERIVED,
+    LAYOUTS,
+    ONE,
+    SIGNED,
+    attention_layers,
+    has_attention,
+    map_layer,
+    reason_without,
+    unchained,
+    unread,
+)
 from interp.attention.maps import channel_readout, channel_rows, class_map, enlarge, query_map, received_map
 from interp.attention.rollout import gradient_weighted, last_stage, reduce_heads, relevance, rollout
 from interp.types import Images, InputError, Labels, Maps
@@ -130,7 +141,7 @@ def _unbounded(layer: Captured, query: Query | None, image: tuple[int, int]) -> 
     if query is not None:
         _check_asked(layer)
         y, x = layer.geometry.at(*query, image)
-        words = f"attention of the patch in row {y + 1}, column {x + 1} of {_times(layer.geometry.queries.size)}"
+        words = f"attention of {_patch(layer.geometry, y, x)}"
         keys = "" if layer.geometry.one_grid else f" to keys on {_times(layer.geometry.size)}"
         return query_map(layer.weights, layer.geometry, y=y, x=x), f"{words}{keys}{_ASKED.get(layer.kind, '')}"
     if layer.kind == "latent":
@@ -140,6 +151,20 @@ def _unbounded(layer: Captured, query: Query | None, image: tuple[int, int]) -> 
     if layer.kind == "context":
         return received_map(layer.weights, layer.geometry), "context scores, one for each position"
     return received_map(layer.weights, layer.geometry), "attention received, mean over queries"
+
+
+def _patch(geometry: Geometry, y: int, x: int) -> str:
+    """In words, a position of the queries' grid."""
+    return f"the patch in row {y + 1}, column {x + 1} of {_times(geometry.queries.size)}"
+
+
+def _asked(query: Query | None, layer: Captured, x: Images) -> str:
+    """In words, whose row is read, "" without a query."""
+    return f", from {_patch(_geometry(layer), *_geometry(layer).at(*query, (x.shape[-2], x.shape[-1])))}" if query else ""
+
+
+def _logit(targets: Labels | None) -> str:
+    return "the predicted class's logit" if targets is None else "the target's logit"
 
 
 def _times(size: tuple[int, int]) -> str:
@@ -216,8 +241,8 @@ def _weighted(model: Model, x: Images, targets: Labels | None, how: How) -> Read
     maps = _unbounded(reduced, how.query, (x.shape[-2], x.shape[-1]))[0][:, 0]
     if how.query is None and not geometry.placeless:
         maps = maps * geometry.queries.positions  # the sum over queries, whose gradients already say which matter
-    words = f"(∇A ⊙ A)⁺ of the target's logit{_bounds(layers[0])}, {_of_heads(how.head)}, at layer {name}"
-    return Reading(maps, words, geometry.extent)
+    words = f"(∇A ⊙ A)⁺ of {_logit(targets)}{_asked(how.query, layers[0], x)}{_bounds(layers[0])}, {_of_heads(how.head)}"
+    return Reading(maps, f"{words}, at layer {name}", geometry.extent)
 
 
 def _rollout(model: Model, x: Images, _targets: Labels | None, how: How) -> Reading:
@@ -225,7 +250,8 @@ def _rollout(model: Model, x: Images, _targets: Labels | None, how: How) -> Read
         model(x)
     layers = last_stage(recorder.layers)
     flow = rollout(layers, head=how.head, residual=how.residual)
-    words = f"roll-out{_signed(layers)}, residual {how.residual:g}, {_of_heads(how.head)}, {_over(layers, recorder.layers)}"
+    words = f"roll-out{_asked(how.query, layers[-1], x)}{_signed(layers)}, residual {how.residual:g}"
+    words += f", {_of_heads(how.head)}, {_over(layers, recorder.layers)}"
     return Reading(_read_out(flow, layers[-1], how.query, x, mean=True), words, layers[-1].extent)
 
 
@@ -234,7 +260,8 @@ def _chefer(model: Model, x: Images, targets: Labels | None, how: How) -> Readin
     layers = last_stage(captured)
     found = relevance(layers, gradient_weighted(layers, score, head=how.head))
     _check_asking(found[:, found.shape[-1] - _geometry(layers[-1]).positions :], layers[-1], how.query, "rollout")
-    words = f"relevance by gradient × attention, {_of_heads(how.head)}, {_over(layers, captured)}"
+    words = f"relevance by gradient × attention for {_logit(targets)}{_asked(how.query, layers[-1], x)}"
+    words += f", {_of_heads(how.head)}, {_over(layers, captured)}"
     return Reading(_read_out(found, layers[-1], how.query, x), words, layers[-1].extent)
 
 
@@ -298,9 +325,8 @@ def _cam(model: Model, x: Images, targets: Labels | None, how: How, *, method: s
     if how.query is not None:
         raise InputError("a class activation map has no queries")
     named = how.layer if how.layer is not None and how.layer not in _attention_or_none(model) else None
-    targets = model.read(x).argmax(1) if targets is None else targets
-    maps = cam(model, x, targets, method=method, layer=named)
-    return Reading(maps, f"{TITLES[method]} of the target's logit at layer {named or map_layer(model)}")
+    maps = cam(model, x, model.read(x).argmax(1) if targets is None else targets, method=method, layer=named)
+    return Reading(maps, f"{TITLES[method]} of {_logit(targets)} at layer {named or map_layer(model)}")
 
 
 def _attention_or_none(model: Model) -> list[str]:
@@ -348,7 +374,8 @@ def read(model: Model, x: Images, targets: Labels | None = None, *, method: str 
     if method not in METHODS:
         raise InputError(f"method is {method!r}; expected {', '.join(METHODS)}")
     if method not in ("auto", *CAMS) and not has_attention(model):
-        raise InputError(why_not(model))
+        layer = "" if model.family in LAYOUTS else " and name its layer"
+        raise InputError(f"{reason_without(model)}; take a class activation map (Grad-CAM){layer}")
 
     def run(piece: slice) -> Reading:
         return METHODS[method](model, x[piece], None if targets is None else targets[piece], how)
