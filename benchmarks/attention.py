@@ -28,7 +28,9 @@ from interp.models.model import Model
 PIXELS = {
     "deit_small_patch16_224": 224,
     "xcit_nano_12_p16_224": 224,
+    "vit_small_patch8_224": 224,
     "mobilevit_xs": 256,
+    "mobilevit_xxs": 256,
     "swin_tiny_patch4_window7_224": 224,
     "cait_xxs24_224": 224,
     "xcit_nano_d6w64_cifar10_linf": 0,  # shipped

@@ -215,7 +215,7 @@ def fused_weights(
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if attn_mask is not None:
         scores = scores.masked_fill(~attn_mask, -torch.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
-    return scores.softmax(-1), value.detach()
+    return torch.softmax(scores, -1, out=scores), value.detach()
 
 
 def _context(scores: Tensor, keys: Tensor) -> Product:
