@@ -17,8 +17,11 @@ from interp.attention.layout import attention_layers
 from interp.attention.maps import query_map, query_rows
 from interp.attention.queries import Queries, attention_queries
 from interp.attention.readings import How, read
+from interp.models.build import build
 from interp.models.model import Model
+from interp.plots.hover import page
 from interp.types import Batch, InputError
+from tests.attention_nets import NETS, wrap
 from tests.attention_nets import make as net
 from tests.timm_nets import make, of
 
@@ -178,3 +181,17 @@ def test_maps_that_are_not_finite_say_so() -> None:
                 p.fill_(float("inf"))
     with pytest.raises(InputError, match="are not finite"):
         attend([model], batch_of("pvt"), Attend(("raw",)))
+
+
+def test_the_page_knows_how_far_padded_patches_reach() -> None:
+    arch, args = NETS["vit_any"]
+    x = torch.rand(2, 3, 30, 30, generator=torch.Generator().manual_seed(0))
+    batch = Batch(x, torch.zeros(2, dtype=torch.long), ("a", "b"), tuple(map(str, range(10))))
+    padded = wrap(build(arch, num_classes=10, arch_args=args), size=30)
+    result = attention_queries([padded], batch)
+    assert result.data["asks"].values.tolist() == [[4, 4]] and result.data["covers"].values.tolist() == [[32, 32]]
+    assert f'"reach": [{32 / 30}, {32 / 30}]' in page(result)
+    tiled = attention_queries(
+        [net("vit")], Batch(torch.rand(1, 3, 32, 32), torch.zeros(1, dtype=torch.long), ("a",), batch.classes)
+    )
+    assert tiled.data["covers"].values.tolist() == [[32, 32]] and '"reach": [1.0, 1.0]' in page(tiled)

@@ -18,12 +18,13 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
+from interp.attention.attend import check_fields
 from interp.attention.capture import Captured, by_pieces, capture
 from interp.attention.geometry import Geometry
 from interp.attention.layout import DERIVED, ONE, SIGNED, attention_layers, has_attention, reason_without, unread
 from interp.attention.maps import channel_rows, query_rows
-from interp.models.model import Model, model_coords
-from interp.result import Result
+from interp.models.model import Model, check_some, model_coords
+from interp.result import Result, described
 from interp.types import Batch, InputError, pixels
 
 UNEVEN = (*SIGNED, "halo", "outlook")  # kinds whose rows over the grid sum to any number: of any sign, partly padding, sums
@@ -36,6 +37,20 @@ class Queries:
 
     layer: str | None = None
     chunk: int = field(default=8, metadata={"cost": True})
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+WORDS = {
+    "asks": ("rows and columns of the grid of queries, 0 where the model was not read", "positions"),
+    "size": ("rows and columns of the grid of keys, 0 where the model was not read", "positions"),
+    "rows": ("weight of a key ÷ the largest of its query's row × 255", "1/255 of the row's largest"),
+    "peak": ("largest weight of a query × number of keys", "× uniform"),
+    "seen": ("whether a key is in a window, or other group, of the query's", ""),
+    "covers": ("rows and columns of pixels that the queries cover", "px"),
+    "own": ("which layer it is and how it was read, or why none was", ""),
+}
 
 
 class _Read(NamedTuple):
@@ -59,6 +74,7 @@ def attention_queries(models: Sequence[Model], batch: Batch, params: Queries = Q
     can be read.
     """
     started = time.perf_counter()
+    check_some(models)
     image = tuple(batch.images.shape[-2:])
     read: list[_Read | None] = []
     own: list[str] = []
@@ -87,15 +103,16 @@ def attention_queries(models: Sequence[Model], batch: Batch, params: Queries = Q
             "asks": (("model", "axis"), [found.geometry.queries.size if found else (0, 0) for found in read]),
             "size": (("model", "axis"), [found.geometry.size if found else (0, 0) for found in read]),
             "rows": (("model", "image", "query", "key"), table),
-            "peak": (("model", "image", "query"), peak, {"unit": "× uniform"}),
+            "peak": (("model", "image", "query"), peak),
             "seen": (("model", "query", "key"), seen),
-            "covers": (("model", "axis"), [(found and found.geometry.queries.extent) or image for found in read], {"unit": "px"}),
+            "covers": (("model", "axis"), [(found and found.geometry.queries.extent) or image for found in read]),
             "own": ("model", own),
             "original": (("image", "y", "x", "channel"), pixels(batch.images)),
             "truth": ("image", batch.labels.numpy()),
         },
         coords=model_coords(models) | {"image": list(batch.ids)},
     )
+    data = described(data, WORDS)
     title = "What each patch attends to"
     return Result.of("attention_queries", title, data, params=params, models=models, batch=batch, started=started)
 
