@@ -7,14 +7,18 @@ file is complete or absent, because it is written under a temporary name and ren
 from __future__ import annotations
 
 import hashlib
+import importlib
+import inspect
 import json
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1  # raise when the meaning of stored arrays changes: old files are then refused
 REVISIONS = {
-    "attention": 3,
+    "attention": 4,
     "attention_heads": 3,
     "attention_layers": 3,
     "attention_queries": 3,
@@ -46,7 +50,8 @@ class Result:
 
     kind: name of the analysis. data: arrays with named dimensions; a variable with the attribute `better` is a measure
     (attributes unit, better: higher/lower/none, n; its interval in the variables NAME_low and NAME_high, and where n differs from
-    value to value that in NAME_n). params: what was asked. inputs: digests of models and images. made: versions, device, seconds.
+    value to value that in NAME_n). Every `unit` is there as `units` too, by which xarray labels its own plots. params: what was
+    asked. inputs: digests of models and images. made: versions, device, seconds.
     """
 
     kind: str
@@ -55,6 +60,13 @@ class Result:
     params: dict[str, Any] = field(default_factory=dict)
     inputs: dict[str, Any] = field(default_factory=dict)
     made: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        data = self.data.copy()
+        for v in data.variables.values():
+            if unit := v.attrs.get("unit"):
+                v.attrs["units"] = unit
+        object.__setattr__(self, "data", data)
 
     @classmethod
     def of(cls, kind: str, title: str, data: xr.Dataset, *, params: Any, models: Any, batch: Any, started: float) -> Result:
@@ -71,10 +83,11 @@ class Result:
         """Content key: equal for equal kind, parameters, inputs and schema."""
         return content_key(self.kind, self.params, self.inputs)
 
-    def save(self, folder: Path | str) -> Path:
-        """Write to FOLDER/KIND-KEY.nc, atomically, and return the path."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+    def save(self, path: Path | str) -> Path:
+        """Write to the file PATH where it ends in .nc, else to PATH/KIND-KEY.nc, atomically, and return the file's path."""
+        path = Path(path)
+        target = path if path.suffix == ".nc" and not path.is_dir() else path / f"{self.kind}-{self.key}.nc"
+        target.parent.mkdir(parents=True, exist_ok=True)
         data = self.data.assign_attrs(
             kind=self.kind,
             title=self.title,
@@ -86,8 +99,7 @@ class Result:
         encoding = {
             name: {"zlib": True, "complevel": 4} for name, v in data.data_vars.items() if v.dtype.kind in "fiu" and v.ndim
         }
-        target = folder / f"{self.kind}-{self.key}.nc"
-        handle, temporary = tempfile.mkstemp(dir=folder, prefix=".part-", suffix=".nc")
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".part-", suffix=".nc")
         os.close(handle)
         try:
             data.to_netcdf(temporary, engine="h5netcdf", encoding=encoding)
@@ -141,6 +153,8 @@ def open_result(path: Path | str) -> Result:
         raise InputError(f"{path} is not a result of interp ({error}); expected a .nc file written by Result.save") from error
     if schema != SCHEMA:
         raise InputError(f"{path} has schema {schema}, this version reads {SCHEMA}; compute it again")
+    if kind in ("attention", "faithfulness") and "method" in data.dims:
+        data = data.rename(method="reading")  # what the dimension was called once
     return Result(kind, title, data, **loaded)
 
 
@@ -182,7 +196,7 @@ def remember(folder: Path, kind: str, analysis: Callable[..., Result], models: A
     if path.is_file():
         return open_result(path)
     result = analysis(models, batch, params)
-    result.save(folder)
+    result.save(path)
     return result
 
 
@@ -210,8 +224,51 @@ def with_interval(
 ) -> dict[str, tuple[Any, ...]]:
     """Variables NAME, NAME_low and NAME_high from a flat series of (mean, low, high) in C order of `shape`."""
     block = np.asarray([tuple(i) for i in intervals], dtype=np.float64).reshape(*shape, 3)
+    said = {end: f"{attrs.get('long_name') or name}, {end}er end of its interval" for end in ("low", "high")}
     return {
         name: measure(dims, block[..., 0], **attrs),
-        f"{name}_low": (dims, block[..., 1]),
-        f"{name}_high": (dims, block[..., 2]),
+        f"{name}_low": (dims, block[..., 1], {"unit": attrs["unit"], "long_name": said["low"]}),
+        f"{name}_high": (dims, block[..., 2], {"unit": attrs["unit"], "long_name": said["high"]}),
     }
+
+
+COMMON = {"original": ("the image", "share of full intensity"), "truth": ("label of the image, −1 unknown", "class index")}
+
+
+def described(data: xr.Dataset, words: Mapping[str, tuple[str, str]]) -> xr.Dataset:
+    """The dataset with `long_name` and `unit` ('' for words and yes or no) of the variables in `words` and COMMON that it has."""
+    data = data.copy()
+    for name, (long_name, unit) in (COMMON | dict(words)).items():
+        if name in data.variables:
+            data[name].attrs |= {"long_name": long_name} | ({"unit": unit} if unit else {})
+    return data
+
+
+class CalledModule(ModuleType):
+    """A package that can be called as one of its functions, whose signature and docstring it has; imported when first asked."""
+
+    _called: tuple[str, str]  # module and name of the function
+
+    @property
+    def _function(self) -> Callable[..., Any]:
+        module, name = self._called
+        return getattr(importlib.import_module(module), name)
+
+    @property
+    def __doc__(self) -> str | None:  # type: ignore[override]
+        return self._function.__doc__
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._function)
+
+    @property
+    def __call__(self) -> Callable[..., Any]:  # no method: notebooks show its signature too
+        return self._function
+
+
+def call_as(package: str, function: str) -> None:
+    """Let a package be called as its function MODULE.NAME."""
+    module, _, name = function.rpartition(".")
+    sys.modules[package].__class__ = CalledModule
+    sys.modules[package].__dict__["_called"] = (f"{package}.{module}", name)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.text import Text
+from tqdm import tqdm
 
 import interp
 from interp.attacks.pgd import PGD
+from interp.attention.attend import Attend, attend
 from interp.attention.capture import capture
 from interp.attention.depth import ByLayer, attention_by_layer
 from interp.attention.geometry import of_patches
@@ -20,7 +26,9 @@ from interp.attention.heads import Heads, attention_heads
 from interp.attention.layout import attention_layers
 from interp.attention.maps import channel_readout, channel_rows, enlarge, query_rows
 from interp.attention.queries import Queries, attention_queries
+from interp.attention.readings import METHODS as READERS
 from interp.attention.readings import How, read
+from interp.attention.rollout import HEADS
 from interp.attention.statistics import distance
 from interp.models.model import Model
 from interp.plots.attention import channels, heads
@@ -30,6 +38,7 @@ from interp.result import open_result
 from interp.robustness.shift import Shift, attention_shift
 from interp.types import Batch, InputError
 from tests.attention_nets import make as net
+from tests.test_result import undescribed
 from tests.timm_nets import make as between
 from tests.timm_nets import of as tiny_images
 
@@ -189,7 +198,7 @@ def test_attention_between_channels_alone_goes_through_every_analysis() -> None:
     assert all("take channels" in str(words) for words in data["how"].values[0, 1:])
     moved = attention_shift([model], batch, Shift((8 / 255,), PGD(8 / 255, steps=2))).data
     assert np.isfinite(moved["map"]).all() and np.isfinite(moved["divergence"]).all()
-    found = interp.faithfulness([model], batch, interp.Faithfulness(("attention",), steps=4, randomise=False)).data
+    found = interp.faithfulness([model], batch, interp.Faithfulness(("raw",), steps=4, randomise=False)).data
     assert "take channels" in str(found["trusted"].values[0, 0])
     assert "derived" in str(attention_queries([model], batch).data["own"].values[0])
     drawn = attention_heads([model], batch)
@@ -212,7 +221,7 @@ def test_shift_is_zero_without_attack_and_grows_with_it(tiny_models: list[Model]
         moved = moved[data["layer"].values[m] != ""]
         assert (moved[:, 0] == 0).all() and (moved[:, 2].mean() > moved[:, 1].mean() > 0)
     assert (np.diff(data["accuracy"], axis=1) <= 0).all()
-    means = data["values_divergence"].mean(("depth", "image"))
+    means = data["values_divergence"].where(data["kind"] != "channel").mean(("depth", "image"))
     assert np.allclose(data["moved"], means, atol=1e-6, equal_nan=True) and np.isnan(means).any()
     assert np.allclose(data["picture"][:, 0], data["original"]) and float(abs(data["picture"] - data["original"]).max()) <= 0.252
     assert np.allclose(data["map"].mean(("y", "x")), 1, atol=1e-3)
@@ -239,8 +248,99 @@ def test_sizes_of_an_attack_grow_from_above_zero(eps: tuple[float, ...]) -> None
 
 def test_the_packages_are_called_like_their_analyses(tiny_models: list[Model], samples: Batch) -> None:
     called = interp.attention(tiny_models[:1], samples[:1], interp.Attend(("gradcam",)))
-    assert called.kind == "attention" and list(called.data["method"].values) == ["gradcam"]
+    assert called.kind == "attention" and list(called.data["reading"].values) == ["gradcam"]
     assert callable(interp.faithfulness) and interp.attention.__name__ == "interp.attention"
+
+
+def test_a_called_package_has_the_signature_and_the_words_of_its_analysis() -> None:
+    called: Any = interp.attention
+    assert inspect.signature(called) == inspect.signature(called.__call__) == inspect.signature(attend)
+    assert called.__doc__ == attend.__doc__
+    for words in (called.__doc__, Attend.__doc__):
+        assert all(f'"{name}"' in words for name in READERS)
+    assert all(f'"{name}"' in Attend.__doc__ for name in HEADS) and "(y, x)" in Attend.__doc__
+    code = "import sys, interp, interp.attention, interp.faithfulness\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_readings_are_chosen_by_name_and_come_with_what_is_read_in_the_image(tiny_models: list[Model], samples: Batch) -> None:
+    few = samples[:3]
+    data = interp.attention(tiny_models, few, interp.Attend(("raw", "gradcam"), chunk=2)).data
+    for k, name in enumerate(("raw", "gradcam")):
+        assert data["map"].sel(reading=name).identical(data["map"].isel(reading=k))
+    assert data["prediction"].dims == ("model", "image")
+    assert data["prediction"].values.tolist() == [m.read(few.images).argmax(1).tolist() for m in tiny_models]
+    chosen = data["prediction"].sel(model=tiny_models[0].card.id)
+    explained = read(tiny_models[0], few.images, torch.tensor(chosen.values), method="gradcam").on_image((32, 32))
+    own = data["map"].sel(model=tiny_models[0].card.id, reading="gradcam")
+    assert np.allclose(own, explained / explained.mean((1, 2), keepdim=True), atol=1e-4)
+
+
+def test_everything_in_these_results_says_what_it_is(tiny_models: list[Model], samples: Batch) -> None:
+    few, xcit = masked(samples[:2]), of_family(tiny_models, "xcit")
+    results = [
+        interp.attention(tiny_models, few),
+        attention_heads([xcit], few),
+        attention_by_layer(tiny_models, few),
+        attention_queries(tiny_models, few),
+    ]
+    assert [undescribed(result.data) for result in results] == [[], [], [], []]
+    assert results[0].data["map"].attrs["units"] == "× mean"  # by which xarray labels its plots
+    assert "÷ the largest of its query's row × 255" in results[3].data["rows"].attrs["long_name"]
+
+
+WRONG: dict[str, tuple[Callable[[], object], str]] = {
+    "no chunk": (lambda: Attend(chunk=0), "chunk is 0; expected at least 1 image per pass"),
+    "no chunk of heads": (lambda: Heads(chunk=0), "chunk is 0"),
+    "no chunk of layers": (lambda: ByLayer(chunk=0), "chunk is 0"),
+    "no chunk of queries": (lambda: Queries(chunk=True), "chunk is True"),
+    "one number": (lambda: Attend(query=3), r"query is 3; expected a pixel \(y, x\)"),  # type: ignore[arg-type]
+    "half a pixel": (lambda: Attend(query=(3.5, 2)), r"query is \(3\.5, 2\)"),  # type: ignore[arg-type]
+    "three numbers": (lambda: Heads(query=(1, 2, 3)), r"query is \(1, 2, 3\)"),  # type: ignore[arg-type]
+    "residual": (lambda: Attend(residual=3.0), r"residual is 3\.0; expected a share from 0 to 1"),
+    "head": (lambda: Attend(head=True), "head is True; expected mean, max, min, or the number of a head"),
+    "head's name": (lambda: Attend(head="median"), "head is 'median'"),
+    "method": (lambda: Attend("rw"), "methods are rw; expected one or more of auto, raw"),  # type: ignore[arg-type]
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_parameters_are_refused_where_they_are_given(name: str) -> None:
+    make, says = WRONG[name]
+    with pytest.raises(InputError, match=says):
+        make()
+
+
+def test_one_name_may_be_given_alone(tiny_models: list[Model]) -> None:
+    assert Attend("raw").methods == ("raw",) and Attend("raw") == Attend(("raw",))  # type: ignore[arg-type]
+    assert Heads("blocks.0.attn").layers == ("blocks.0.attn",)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("analysis", [attend, attention_heads, attention_by_layer, attention_queries])
+def test_models_are_a_list_of_one_or_more(analysis: Callable[..., object], tiny_models: list[Model], samples: Batch) -> None:
+    with pytest.raises(InputError, match="no models were given"):
+        analysis([], samples)
+    with pytest.raises(InputError, match=rf"models is the model {tiny_models[0].card.id} itself; expected a list"):
+        analysis(tiny_models[0], samples)
+
+
+def test_the_bar_counts_every_map_of_every_model(
+    tiny_models: list[Model], samples: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+
+    class Bar(tqdm):
+        def update(self, n: float = 1) -> bool | None:
+            done = super().update(n)
+            seen.append((self.n, self.total))
+            return done
+
+    monkeypatch.setattr("interp.attention.attend.tqdm", Bar)
+    models = [of_family(tiny_models, family) for family in ("resnet", "xcit")]
+    interp.attention(models, samples[:3], interp.Attend(("raw", "gradcam"), chunk=2))
+    counts = [count for count, _ in seen]
+    assert {total for _, total in seen} == {12} and counts == sorted(counts)
+    assert {3, 5, 6, 8, 9, 11, 12} == set(counts)  # raw of the ResNet is not read; the others are in pieces of 2 and 1
 
 
 def test_one_command_writes_maps_heads_numbers_page_and_attack(

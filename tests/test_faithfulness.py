@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import itertools
 import re
 import warnings
@@ -26,12 +27,13 @@ from interp.cli import attention
 from interp.faithfulness.baselines import centre, edges, flat, noise, smooth_noise
 from interp.faithfulness.curves import Flips, deletion, filling, flipped, insertion, pixel_flipping, ranks
 from interp.faithfulness.faithfulness import MEASURES, RANDOMISATION, Faithfulness, faithfulness
-from interp.faithfulness.methods import CONTROLS, DEFAULT, METHODS, READINGS, SHORT, named, saliency
+from interp.faithfulness.methods import CONTROLS, DEFAULT, METHODS, READINGS, named, saliency
 from interp.faithfulness.randomisation import by_layer, spearman, ssim
 from interp.models.model import Model
 from interp.models.randomise import fully_randomised, randomised
 from interp.plots.faithfulness import unread
 from interp.types import Batch, Card, InputError, Preprocess
+from tests.test_result import undescribed
 
 SIDE, SQUARE = 16, (slice(4, 8), slice(4, 12))  # a planted square of 32 of 256 pixels
 
@@ -354,6 +356,8 @@ BAD: list[tuple[str, Callable[[Tensor, Tensor, Tensor], object]]] = [
     ("baseline is 'red'", lambda x, y, m: Faithfulness(baseline="red")),
     ("expected each once", lambda x, y, m: Faithfulness(methods=("saliency", "edges"))),
     ("steps is 0", lambda x, y, m: Faithfulness(steps=0)),
+    ("chunk is 0; expected at least 1 image", lambda x, y, m: Faithfulness(chunk=0)),
+    ("chunk is '4'", lambda x, y, m: Faithfulness(chunk="4")),  # type: ignore[arg-type]
 ]
 
 
@@ -375,16 +379,16 @@ def test_the_table_trusts_the_planted_map_and_no_noise() -> None:
     }
     whole = faithfulness([Model(Planted(), PLANTED)], batch, Faithfulness(tuple(table), 32, "black", 2), maps_of=table).data
     data = whole.isel(model=0)
-    assert data["trusted"].sel({"method": "square"}).item() == "better by all measures"
-    assert data["trusted"].sel({"method": "noise"}).item() == "not shown to be better"
-    assert data["trusted"].sel({"method": "fails"}).item() == "not read: no such layer"
-    assert data["trusted"].sel({"method": "edges"}).item() == "a control"
-    assert np.isnan(data["deletion_auc"].sel({"method": "fails"}).item())
-    assert data["deletion_auc_n"].sel({"method": "fails"}).item() == 0
+    assert data["trusted"].sel({"reading": "square"}).item() == "better by all measures"
+    assert data["trusted"].sel({"reading": "noise"}).item() == "not shown to be better"
+    assert data["trusted"].sel({"reading": "fails"}).item() == "not read: no such layer"
+    assert data["trusted"].sel({"reading": "edges"}).item() == "a control"
+    assert np.isnan(data["deletion_auc"].sel({"reading": "fails"}).item())
+    assert data["deletion_auc_n"].sel({"reading": "fails"}).item() == 0
     assert unread(whole) == ["Not read: fails of planted: no such layer."]
-    assert data["randomisation_similarity"].sel({"method": "square"}).item() == pytest.approx(1)
-    assert np.isnan(data["randomisation_similarity"].sel({"method": "uniform"}).item())  # undefined for a constant map
-    assert data["randomisation_similarity_n"].sel({"method": "uniform"}).item() == 0
+    assert data["randomisation_similarity"].sel({"reading": "square"}).item() == pytest.approx(1)
+    assert np.isnan(data["randomisation_similarity"].sel({"reading": "uniform"}).item())  # undefined for a constant map
+    assert data["randomisation_similarity_n"].sel({"reading": "uniform"}).item() == 0
 
 
 def test_a_method_that_needs_what_was_learnt_keeps_its_other_measures() -> None:
@@ -395,7 +399,7 @@ def test_a_method_that_needs_what_was_learnt_keeps_its_other_measures() -> None:
 
     trained = Model(Planted(), PLANTED)
     data = faithfulness([trained], Batch(white(6), zeros(6)), Faithfulness(("it",), 8), maps_of={"it": only_trained}).data.isel(
-        model=0, method=0
+        model=0, reading=0
     )
     assert np.isnan(data["randomisation_similarity"])
     assert np.isfinite(data["deletion_auc"])
@@ -406,11 +410,11 @@ def test_few_images_are_not_judged() -> None:
     table = {"square": lambda _m, x, _y: planted().expand(len(x), -1, -1)}
     params = Faithfulness(("square",), 8, randomise=False)
     data = faithfulness([Model(Planted(), PLANTED)], Batch(white(5), zeros(5)), params, maps_of=table).data.isel(model=0)
-    assert data["trusted"].sel({"method": "square"}).item() == "not judged below 6 images"
+    assert data["trusted"].sel({"reading": "square"}).item() == "not judged below 6 images"
     assert RANDOMISATION.name not in data
 
 
-METHODS_TRIED = ("saliency", "SmoothGrad", "Grad-CAM")
+METHODS_TRIED = ("saliency", "smoothgrad", "gradcam")
 
 
 @pytest.fixture(scope="module")
@@ -420,7 +424,7 @@ def judged(tiny_models: list[Model], samples: Batch) -> interp.Result:
 
 def test_the_result_is_complete(judged: interp.Result, tiny_models: list[Model], samples: Batch, tmp_path: Any) -> None:
     data = judged.data
-    assert data["method"].values.tolist() == [*METHODS_TRIED, *CONTROLS]
+    assert data["reading"].values.tolist() == [*METHODS_TRIED, *CONTROLS]
     assert judged.measures == [*(m.name for m in MEASURES), RANDOMISATION.name]
     for m in MEASURES:
         assert (data[f"{m.name}_low"] <= data[m.name] + 1e-12).all()
@@ -430,7 +434,7 @@ def test_the_result_is_complete(judged: interp.Result, tiny_models: list[Model],
         curve = data[f"curve_{name}"]
         assert np.allclose(np.trapezoid(curve, data["share"]), data[f"{name}_auc"], atol=1e-5)
         ends = curve.isel(share=0 if name == "deletion" else -1)
-        assert np.allclose(ends, ends.isel(method=[0]), atol=1e-5)  # the image itself, whatever the method
+        assert np.allclose(ends, ends.isel(reading=[0]), atol=1e-5)  # the image itself, whatever the method
     assert np.allclose(np.abs(data["example"]).mean(("y", "x")), 1, atol=1e-4)
     assert data["target"].values.tolist() == [m.read(samples.images[:2]).argmax(1).tolist() for m in tiny_models[::2]]
     assert data["original"].shape == (32, 32, 3)
@@ -439,19 +443,30 @@ def test_the_result_is_complete(judged: interp.Result, tiny_models: list[Model],
     assert interp.open(judged.save(tmp_path)).data.identical(data)
 
 
+def test_everything_in_the_result_says_what_it_is(judged: interp.Result) -> None:
+    assert not undescribed(judged.data)
+    assert judged.data["deletion_auc_low"].attrs["long_name"] == "deletion, lower end of its interval"
+    assert judged.data["trusted"].attrs["long_name"] == "better than both random and edges?"
+
+
+def test_one_method_may_be_given_alone() -> None:
+    assert Faithfulness("raw").methods == ("raw",)  # type: ignore[arg-type]
+    assert "Faithfulness(methods" in str(inspect.signature(interp.faithfulness)) and "trusted" in str(interp.faithfulness.__doc__)
+
+
 def test_the_table_is_the_same_in_chunks(judged: interp.Result, tiny_models: list[Model], samples: Batch) -> None:
-    cut = faithfulness(tiny_models[:1], samples[:2], params=Faithfulness(("SmoothGrad",), steps=4, patch=8, chunk=1)).data
-    whole = judged.data.isel(model=[0]).sel({"method": cut["method"]})
+    cut = faithfulness(tiny_models[:1], samples[:2], params=Faithfulness(("smoothgrad",), steps=4, patch=8, chunk=1)).data
+    whole = judged.data.isel(model=[0]).sel({"reading": cut["reading"]})
     for name in judged.measures:
         assert np.allclose(cut[f"values_{name}"], whole[f"values_{name}"], atol=1e-3, equal_nan=True), name
 
 
 def test_nothing_is_left_on_the_models(tiny: Callable[..., Model], samples: Batch) -> None:
     model = tiny("xcit")
-    table: dict[str, Any] = {**METHODS, "fails": lambda m, x, y: METHODS["Grad-CAM"](m, x, y + 100)}
+    table: dict[str, Any] = {**METHODS, "fails": lambda m, x, y: METHODS["gradcam"](m, x, y + 100)}
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    data = faithfulness([model], samples[:1], Faithfulness(("Grad-CAM", "fails"), 2, patch=16), maps_of=table).data.isel(model=0)
-    assert "not read" in data["trusted"].sel({"method": "fails"}).item()
+    data = faithfulness([model], samples[:1], Faithfulness(("gradcam", "fails"), 2, patch=16), maps_of=table).data.isel(model=0)
+    assert "not read" in data["trusted"].sel({"reading": "fails"}).item()
     assert not [m for m in model.modules() if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks]
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert not any(p.requires_grad for p in model.parameters())
@@ -461,12 +476,12 @@ def test_methods_know_their_limits() -> None:
     """On a linear model the gradient is the weight, and integrated gradients sum to the gain of the logit."""
     model, x, y = Model(Planted(), PLANTED), white(2), zeros(2)
     assert torch.allclose(saliency(model, x, y), planted().expand(2, -1, -1) / 32, atol=1e-6)
-    assert torch.allclose(METHODS["SmoothGrad"](model, x, y), planted().expand(2, -1, -1) / 32, atol=1e-6)
+    assert torch.allclose(METHODS["smoothgrad"](model, x, y), planted().expand(2, -1, -1) / 32, atol=1e-6)
     gain = (model(x) - model(torch.full_like(x, 0.5)))[:, 0]
-    assert torch.allclose(METHODS["integrated gradients"](model, x, y).sum((1, 2)), gain, atol=1e-5)
+    assert torch.allclose(METHODS["integrated-gradients"](model, x, y).sum((1, 2)), gain, atol=1e-5)
 
 
-OF_ATTENTION = ("attention", "gradient × attention")
+OF_ATTENTION = ("raw", "chefer")
 
 
 @pytest.fixture(scope="module")
@@ -476,9 +491,9 @@ def by_default(tiny_models: list[Model], samples: Batch) -> interp.Result:
 
 def test_default_methods_are_read_on_all_families(by_default: interp.Result) -> None:
     data = by_default.data
-    assert data["method"].values.tolist() == [*DEFAULT, *CONTROLS]
+    assert data["reading"].values.tolist() == [*DEFAULT, *CONTROLS]
     absent = {
-        (model, method) for model in data["model"].values for method in data["method"].values if _absent(data, model, method)
+        (model, method) for model in data["model"].values for method in data["reading"].values if _absent(data, model, method)
     }
     assert absent == {("tiny_resnet", method) for method in OF_ATTENTION}
     assert (np.isnan(data["deletion_auc"]) == np.isnan(data["insertion_auc"])).all()
@@ -497,7 +512,7 @@ def test_the_printed_table_has_every_number_and_each_reason_once(
     names = [str(name) for name in data["label"].values]
     where = {line.strip(): k for k, line in enumerate(lines) if line.strip() in names}
     assert sorted(where) == sorted(names)
-    for (m, name), (k, method) in itertools.product(enumerate(names), enumerate(data["method"].values)):
+    for (m, name), (k, method) in itertools.product(enumerate(names), enumerate(data["reading"].values)):
         row = next(line for line in lines[where[name] :] if line.startswith(f"  {method}  "))
         shown = [data[measure.name].values[m, k] for measure in MEASURES]
         assert re.findall(r"(\S+) \[", row) == ([f"{v:.3f}" for v in shown] if np.isfinite(shown[0]) else [])
@@ -506,7 +521,7 @@ def test_the_printed_table_has_every_number_and_each_reason_once(
 
 
 def _absent(data: Any, model: str, method: str) -> bool:
-    return str(data["trusted"].sel({"model": model, "method": method}).item()).startswith("not read")
+    return str(data["trusted"].sel({"model": model, "reading": method}).item()).startswith("not read")
 
 
 @pytest.mark.parametrize(
@@ -518,7 +533,7 @@ def test_maps_are_what_is_read_enlarged_and_do_not_depend_on_the_batch(
     tiny: Callable[..., Model], samples: Batch, family: str, name: str
 ) -> None:
     model, x = tiny(family), samples.images[:2]
-    y, method = torch.tensor([3, 1]), METHODS[READINGS[name]]
+    y, method = torch.tensor([3, 1]), METHODS[name]
     try:
         expected = enlarge(read(model, x, y, method=name).maps, (32, 32))
     except InputError as reason:
@@ -547,11 +562,9 @@ def test_gradients_do_not_depend_on_the_batch(tiny: Callable[..., Model], sample
     assert torch.allclose(alone, whole, atol=1e-4 * whole.abs().max().item())
 
 
-def test_methods_are_named_shortly_or_in_full() -> None:
-    assert named(["smoothgrad", "raw", "attention", "Grad-CAM", "chefer"]) == (
-        "SmoothGrad", "attention", "attention", "Grad-CAM", "gradient × attention",
-    )  # fmt: skip
-    assert sorted(named(SHORT)) == sorted(METHODS)
+def test_methods_are_called_as_they_are_typed() -> None:
+    assert named(["smoothgrad", "raw"]) == ("smoothgrad", "raw") and named(METHODS) == tuple(METHODS)
+    assert all(f'"{name}"' in str(Faithfulness.__doc__) for name in METHODS)
     with pytest.raises(
         InputError, match=r"no method 'salience'; expected some of saliency, integrated-gradients, smoothgrad, raw,"
     ):
@@ -559,8 +572,12 @@ def test_methods_are_named_shortly_or_in_full() -> None:
 
 
 def test_wrong_questions_are_refused(tiny_models: list[Model], samples: Batch) -> None:
-    with pytest.raises(InputError, match="no method salience"):
+    with pytest.raises(InputError, match="no method 'salience'"):
         faithfulness(tiny_models, samples, params=Faithfulness(("salience",)))
+    with pytest.raises(InputError, match="no models were given"):
+        faithfulness([], samples)
+    with pytest.raises(InputError, match=r"the model tiny_.* itself; expected a list"):
+        faithfulness(tiny_models[0], samples)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="example is image 20"):
         faithfulness(tiny_models, samples, params=Faithfulness(example=20))
     with pytest.raises(InputError, match="takes images"):

@@ -14,7 +14,7 @@ import xarray as xr
 import interp
 from interp.errors import InputError
 from interp.models.model import Model
-from interp.result import Result, content_key, inputs_of, measure, remember, with_interval
+from interp.result import Result, content_key, described, inputs_of, measure, remember, with_interval
 from interp.types import Batch
 
 
@@ -23,6 +23,14 @@ class Params:
     eps: float = 0.5
     name: str = "ε"
     values: tuple[int, ...] = (1, 2)
+
+
+def undescribed(data: xr.Dataset) -> list[str]:
+    """Variables that do not say what they are or, being numbers, in which unit."""
+    numbers = {name for name, v in data.data_vars.items() if v.dtype.kind in "fiu"}
+    return [
+        str(n) for n, v in data.data_vars.items() if not v.attrs.get("long_name") or (n in numbers and not v.attrs.get("unit"))
+    ]
 
 
 def example(**changes: Any) -> Result:
@@ -63,6 +71,37 @@ def test_what_was_saved_is_read_back(tmp_path: Path) -> None:
     assert (again.kind, again.title, again.inputs, again.made) == (result.kind, result.title, result.inputs, result.made)
     assert again.params == {"eps": 0.5, "name": "ε", "values": [1, 2]}
     assert [p.name for p in path.parent.iterdir()] == [path.name] and path.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_path_that_ends_in_nc_is_that_file(tmp_path: Path) -> None:
+    result = example()
+    path = result.save(tmp_path / "notes" / "nb.nc")
+    assert path == tmp_path / "notes" / "nb.nc" and path.is_file() and list(path.parent.iterdir()) == [path]
+    assert interp.open(str(path)).key == result.key and result.save(path) == path
+    (tmp_path / "folder.nc").mkdir()
+    assert result.save(tmp_path / "folder.nc").parent == tmp_path / "folder.nc"  # folders stay folders
+    assert result.save(tmp_path / "v1.5") == tmp_path / "v1.5" / f"kind-{result.key}.nc"
+
+
+def test_units_are_found_by_xarray_and_intervals_say_what_they_are(tmp_path: Path) -> None:
+    result = example()
+    for data in (result.data, interp.open(result.save(tmp_path)).data):
+        assert {n: v.attrs["units"] for n, v in data.variables.items() if "units" in v.attrs} == dict.fromkeys(
+            ("clean", "clean_low", "clean_high"), "share"
+        )
+        assert data["clean_high"].attrs["long_name"] == "Clean, higher end of its interval"
+    (line,) = result.data["clean"].plot()
+    assert line.axes is not None and line.axes.get_ylabel() == "Clean [share]"
+    told = described(xr.Dataset({"truth": ("image", [1]), "a": ("image", [True])}), {"a": ("whether", ""), "b": ("none", "px")})
+    assert told["truth"].attrs["unit"] == "class index" and told["a"].attrs == {"long_name": "whether"} and "b" not in told
+
+
+@pytest.mark.parametrize("kind", ["attention", "faithfulness", "other"])
+def test_an_older_file_has_its_readings_where_they_are_now(kind: str, tmp_path: Path) -> None:
+    data = xr.Dataset({"map": (("method", "y"), np.eye(2))}, coords={"method": ["raw", "gradcam"]})
+    again = interp.open(Result(kind, "t", data).save(tmp_path)).data
+    assert again["map"].dims == (("method", "y") if kind == "other" else ("reading", "y"))
+    assert kind == "other" or again["map"].sel(reading="gradcam").values.tolist() == [0, 1]
 
 
 def test_saving_again_replaces_and_leaves_the_result_unchanged(tmp_path: Path) -> None:
@@ -125,6 +164,9 @@ def test_remembered_work_is_done_once(tmp_path: Path, tiny: Any, samples: Batch)
     remember(tmp_path, "count", analysis, [tiny("resnet", seed=1)], batch, Params())
     remember(tmp_path, "count", analysis, [tiny("resnet", id="renamed")], batch, Params())
     assert len(calls) == 5 and len(list(tmp_path.iterdir())) == 5
+    for _ in range(2):
+        remember(tmp_path / "folder.nc", "count", analysis, models, batch, Params())
+    assert len(calls) == 6 and (tmp_path / "folder.nc").is_dir()
 
 
 def test_an_analysis_stopped_half_way_is_done_again(tmp_path: Path, tiny: Any, samples: Batch) -> None:

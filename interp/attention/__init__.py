@@ -3,18 +3,6 @@
 The package can be called: `interp.attention(models, batch, interp.Attend(…))` is `interp.attention.attend.attend`.
 """
 
-from __future__ import annotations
+from interp.result import call_as
 
-import sys
-from types import ModuleType
-from typing import Any
-
-
-class _Callable(ModuleType):
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        from interp.attention.attend import attend
-
-        return attend(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _Callable
+call_as(__name__, "attend.attend")

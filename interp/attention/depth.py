@@ -13,13 +13,14 @@ import xarray as xr
 from torch import Tensor
 from tqdm import tqdm
 
+from interp.attention.attend import check_fields
 from interp.attention.capture import Captured, by_pieces, capture
 from interp.attention.layout import has_attention, reason_without
 from interp.attention.maps import enlarge
 from interp.attention.readings import head_maps
 from interp.attention.statistics import distance, diversity, entropy, focus, thinned
-from interp.models.model import Model, model_coords
-from interp.result import Measure, Result, with_interval
+from interp.models.model import Model, check_some, model_coords
+from interp.result import Measure, Result, described, with_interval
 from interp.stats import bootstrap
 from interp.types import Batch, InputError, Masks
 
@@ -65,6 +66,18 @@ class ByLayer:
 
     chunk: int = field(default=16, metadata={"cost": True})
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+WORDS = {
+    "layer": ("name of the layer, '' behind the model's last", ""),
+    "kind": ("kind of attention of the layer, '' behind the last", ""),
+    "unread": ("why no layer was measured, '' where some were", ""),
+    "distance_uniform": ("distance that uniform attention reaches", "px"),
+    "focus_area": ("share of the image in the object's mask, what a uniform map has inside", "share"),
+} | {f"values_{m.name}": (f"{m.title}, image by image", m.unit) for m in MEASURES}
+
 
 def attention_by_layer(models: Sequence[Model], batch: Batch, params: ByLayer = ByLayer()) -> Result:
     """Measure every attention layer of every model, one layer's weights in memory at a time.
@@ -79,6 +92,7 @@ def attention_by_layer(models: Sequence[Model], batch: Batch, params: ByLayer = 
     Raises InputError, with the reasons, where no model has attention.
     """
     started = time.perf_counter()
+    check_some(models)
     for model in models:
         model.check_images(batch.images.shape)
     found = [_one(model, batch, params.chunk) for model in tqdm(models, desc="attention by layer", leave=False)]
@@ -110,10 +124,11 @@ def attention_by_layer(models: Sequence[Model], batch: Batch, params: ByLayer = 
         attrs = {"unit": measure.unit, "better": measure.better, "n": len(batch), "long_name": measure.title}
         data = data.assign(with_interval(measure.name, ("model", "depth"), intervals, block.shape[:2], **attrs))
         data[f"values_{measure.name}"] = (("model", "depth", "image"), block.astype(np.float32))
-    data["distance_uniform"] = (("model", "depth"), uniform, {"unit": "px"})
+    data["distance_uniform"] = (("model", "depth"), uniform)
     if batch.masks is not None:
         data["focus_area"] = ("image", batch.masks.float().mean((1, 2)).numpy())
     title = "Attention by layer"
+    data = described(data, WORDS)
     return Result.of("attention_layers", title, data, params=params, models=models, batch=batch, started=started)
 
 

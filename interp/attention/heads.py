@@ -10,22 +10,35 @@ import numpy as np
 import torch
 import xarray as xr
 
+from interp.attention.attend import as_names, check_fields
 from interp.attention.capture import Captured, by_pieces, capture
 from interp.attention.layout import SIGNED, attention_layers
 from interp.attention.maps import enlarge
 from interp.attention.readings import Query, check_query, head_maps
-from interp.models.model import Model, model_coords
-from interp.result import Result
+from interp.models.model import Model, check_some, model_coords
+from interp.result import Result, described
 from interp.types import Batch, InputError, pixels
 
 
 @dataclass(frozen=True)
 class Heads:
-    """layers: names to show, all by default. query: a pixel (y, x) whose attention is shown. chunk: images per forward pass."""
+    """layers: names to show, or one, all by default. query: a pixel (y, x) whose attention is shown. chunk: images per pass."""
 
     layers: tuple[str, ...] = ()
     query: Query | None = None
     chunk: int = field(default=16, metadata={"cost": True})
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", as_names(self.layers))
+        check_fields(self)
+
+
+WORDS = {
+    "head": ("what a head looks at ÷ its mean over the image", "× mean"),
+    "kind": ("kind of attention of the layer", ""),
+    "how": ("how its heads were read, or why not", ""),
+    "channels": ("weight of a channel (column) for a channel (row)", "share of its row"),
+}
 
 
 def attention_heads(models: Sequence[Model], batch: Batch, params: Heads = Heads()) -> Result:
@@ -37,6 +50,7 @@ def attention_heads(models: Sequence[Model], batch: Batch, params: Heads = Heads
     for more than one model, for one without attention, and for unknown layers.
     """
     started = time.perf_counter()
+    check_some(models)
     if len(models) != 1:
         raise InputError(f"{len(models)} models were given; heads are shown of one model at a time")
     model = models[0]
@@ -54,7 +68,7 @@ def attention_heads(models: Sequence[Model], batch: Batch, params: Heads = Heads
     )
     if drawn:
         maps = _stacked([blocks[name] for name in drawn], most)
-        data["head"] = (("layer", "head", "image", "y", "x"), maps, {"unit": "× mean"})
+        data["head"] = (("layer", "head", "image", "y", "x"), maps)
         data["kind"] = ("layer", [str(kinds[name]) for name in drawn])
         data["how"] = ("layer", [parts[0][name][1] for name in drawn])
         data = data.assign_coords(layer=drawn)
@@ -62,6 +76,7 @@ def attention_heads(models: Sequence[Model], batch: Batch, params: Heads = Heads
         weights = _stacked([blocks[name] for name in matrices], most)
         data["channels"] = (("channel_layer", "head", "image", "row", "column"), weights)
         data = data.assign_coords(channel_layer=matrices)
+    data = described(data, WORDS)
     if params.query is not None:
         data.attrs["query"] = f"{params.query[0]},{params.query[1]}"
     title = f"Heads of {model.card.id}"

@@ -3,18 +3,6 @@
 The package can be called: `interp.faithfulness(models, batch, …)` is `interp.faithfulness.faithfulness.faithfulness`.
 """
 
-from __future__ import annotations
+from interp.result import call_as
 
-import sys
-from types import ModuleType
-from typing import Any
-
-
-class _Callable(ModuleType):
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        from interp.faithfulness.faithfulness import faithfulness
-
-        return faithfulness(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _Callable
+call_as(__name__, "faithfulness.faithfulness")

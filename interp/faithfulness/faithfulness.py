@@ -18,13 +18,14 @@ import torch
 import xarray as xr
 from tqdm import tqdm
 
+from interp.attention.attend import as_names, check_fields
 from interp.faithfulness.curves import BASELINES, Flips, deletion, insertion, pixel_flipping, squares
-from interp.faithfulness.methods import CONTROLS, DEFAULT, EDGES, METHODS, RANDOM, Method
+from interp.faithfulness.methods import CONTROLS, DEFAULT, EDGES, METHODS, RANDOM, Method, named
 from interp.faithfulness.randomisation import constant, spearman
 from interp.models.chunks import in_chunks
-from interp.models.model import Model, model_coords
+from interp.models.model import Model, check_some, model_coords
 from interp.models.randomise import fully_randomised
-from interp.result import Measure, Result, with_interval
+from interp.result import Measure, Result, described, with_interval
 from interp.stats import bootstrap
 from interp.types import Batch, Images, InputError, Labels, Maps, pixels
 
@@ -72,12 +73,14 @@ RANDOMISATION = Measure(
 class Faithfulness:
     """What is judged, and how.
 
-    methods: names in the table of methods; the controls always come along. By default those that people show most, and of
-    attention one without and one with the class's gradient: each costs some 100 passes per image to judge, whatever its map
-    costs, so their relatives (roll-out, gradient-weighted attention, other class activation maps) are for the asking. steps,
-    patch, seed: see `Flips`; a patch of more than one pixel suits maps that are coarse. baseline: of deletion; insertion has the
-    blurred image, pixel flipping noise. example: the image whose maps are kept. randomise: whether maps are drawn again with
-    random parameters. chunk: images, times points or draws, per pass.
+    methods: names, or one, of "saliency", "integrated-gradients", "smoothgrad", and of what `interp.Attend` reads, "raw",
+    "channels", "weighted", "rollout", "chefer", "gradcam", "gradcam++", "layercam", "scorecam"; the controls "random", "smooth
+    random", "edges", "centre" and "uniform" always come along. By default those that people show most, and of attention one
+    without and one with the class's gradient: each costs some 100 passes per image to judge, whatever its map costs, so their
+    relatives (roll-out, gradient-weighted attention, other class activation maps) are for the asking. steps, patch, seed: see
+    `Flips`; a patch of more than one pixel suits maps that are coarse. baseline: of deletion, "black", "mean", "blur" or
+    "noise"; insertion has the blurred image, pixel flipping noise. example: the image whose maps are kept. randomise: whether
+    maps are drawn again with random parameters. chunk: images, times points or draws, per pass.
     """
 
     methods: tuple[str, ...] = DEFAULT
@@ -90,6 +93,8 @@ class Faithfulness:
     chunk: int = field(default=16, metadata={"cost": True})
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "methods", as_names(self.methods))
+        check_fields(self)
         self.flips("probability")  # checks what it takes
         if self.baseline not in BASELINES:
             raise InputError(f"baseline is {self.baseline!r}; expected one of {', '.join(BASELINES)}")
@@ -106,15 +111,19 @@ def faithfulness(
 ) -> Result:
     """Judge the maps of params.methods, by their functions in `maps_of`, and of the controls, on every model.
 
-    Measures (model, method), see MEASURES and RANDOMISATION: means over images with 95 % bootstrap intervals; values_NAME (model,
-    method, image): what they are made of. A constant map has no rank correlation, nor has one that the method cannot draw on
-    the randomised model: NaN, left out of the mean, so that randomisation_similarity_n may be below n. curve_deletion,
-    curve_insertion (model, method, share): mean probability. target (model, image): the class explained, the model's own
-    prediction. example (model, method, y, x): one image's map ÷ the mean of its absolute value, original (y, x, channel) that
-    image. trusted (model, method), in words: by which of deletion, insertion and pixel flipping the method is better than both
-    the random map and the edges on this model, which is where the 95 % interval of the paired difference, bootstrapped over
-    images, excludes 0 for both. It says that and no more; three measures are looked at, uncorrected for their number. A method
-    that raises InputError for a model has NaN there, and `trusted` says why.
+    models: a list of models, as interp.load gives them. batch: images of the models' size, as interp.images gives them; labels
+    are not used. params: interp.Faithfulness(methods, steps, baseline, patch, …), whose docstring lists the methods.
+
+    Returns a Result. Measures (model, reading), where a reading is one of the methods or controls, see MEASURES and
+    RANDOMISATION: means over images with 95 % bootstrap intervals; values_NAME (model, reading, image): what they are made of. A
+    constant map has no rank correlation, nor has one that the method cannot draw on the randomised model: NaN, left out of the
+    mean, so that randomisation_similarity_n may be below n. curve_deletion, curve_insertion (model, reading, share): mean
+    probability. target (model, image): the class explained, the model's own prediction. example (model, reading, y, x): one
+    image's map ÷ the mean of its absolute value, original (y, x, channel) that image. trusted (model, reading), in words: by
+    which of deletion, insertion and pixel flipping the method is better than both the random map and the edges on this model,
+    which is where the 95 % interval of the paired difference, bootstrapped over images, excludes 0 for both. It says that and no
+    more; three measures are looked at, uncorrected for their number. A method that raises InputError for a model has NaN there,
+    and `trusted` says why.
     """
     started = time.perf_counter()
     _check(models, batch, maps_of, params)
@@ -125,9 +134,24 @@ def faithfulness(
         found.append(_one(model, batch.images, targets[-1], table, params))
     data = _dataset(models, batch, found, params)
     data["target"] = (("model", "image"), torch.stack(targets).numpy())
+    data = described(data, WORDS)
     return Result.of(
         "faithfulness", "How far maps can be trusted", data, params=params, models=models, batch=batch, started=started
     )
+
+
+WORDS = {
+    "target": ("class explained, the one that the model reads", "class index"),
+    "example": ("map of one image ÷ the mean of its absolute value", "× mean"),
+    "share": ("share of the pixels changed", "share"),
+    "curve_deletion": ("probability of the class while squares are taken out", "mean probability"),
+    "curve_insertion": ("probability of the class while squares are put in", "mean probability"),
+    "trusted": (f"better than both {RANDOM} and {EDGES}?", ""),
+    "control": ("whether the map knows nothing of the model", ""),
+}
+for _m in (*MEASURES, RANDOMISATION):
+    WORDS[f"values_{_m.name}"] = f"{_m.title}, image by image", _m.unit
+    WORDS[f"{_m.name}_n"] = f"{_m.title}, how many images have one", "images"
 
 
 class _Judged(NamedTuple):
@@ -140,8 +164,8 @@ class _Judged(NamedTuple):
 
 
 def _check(models: Sequence[Model], batch: Batch, maps_of: Mapping[str, Method], params: Faithfulness) -> None:
-    if missing := [name for name in params.methods if name not in maps_of]:
-        raise InputError(f"there is no method {', '.join(missing)}; expected some of {', '.join(maps_of)}")
+    check_some(models)
+    named(params.methods, maps_of)
     if not 0 <= params.example < len(batch):
         raise InputError(f"the example is image {params.example}; expected 0 to {len(batch) - 1}")
     squares(batch.images, params.flips("logit"))
@@ -206,10 +230,10 @@ def _similarity(before: Maps, method: Method, other: Model, x: Images, y: Labels
 
 def _dataset(models: Sequence[Model], batch: Batch, found: list[dict[str, _Judged]], params: Faithfulness) -> xr.Dataset:
     names = list(found[0])
-    dims = ("model", "method")
+    dims = ("model", "reading")
     coords = model_coords(models) | {
-        "method": names,
-        "control": ("method", [name in CONTROLS for name in names]),
+        "reading": names,
+        "control": ("reading", [name in CONTROLS for name in names]),
         "image": list(batch.ids),
         "share": _share(batch, params),
     }
@@ -223,11 +247,11 @@ def _dataset(models: Sequence[Model], batch: Batch, found: list[dict[str, _Judge
         data[f"values_{m.name}"] = ((*dims, "image"), block.astype(np.float32))
     for name in ("deletion", "insertion"):
         block = np.stack([[judged.curves[name] for judged in row.values()] for row in found])
-        data[f"curve_{name}"] = ((*dims, "share"), block.astype(np.float32), {"unit": "mean probability"})
+        data[f"curve_{name}"] = ((*dims, "share"), block.astype(np.float32))
     examples = np.stack([[judged.example for judged in row.values()] for row in found])
-    data["example"] = ((*dims, "y", "x"), examples.astype(np.float32), {"unit": "× mean"})
+    data["example"] = ((*dims, "y", "x"), examples.astype(np.float32))
     verdicts = [[verdict(row, name) for name in row] for row in found]
-    data["trusted"] = (dims, verdicts, {"long_name": f"better than both {RANDOM} and {EDGES}?"})
+    data["trusted"] = (dims, verdicts)
     data["original"] = (("y", "x", "channel"), pixels(batch.images[params.example][None])[0])
     return data
 

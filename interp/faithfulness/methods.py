@@ -1,6 +1,7 @@
 """The tables of what is judged: name → maps (n, h, w) of images for their labels, and of the controls beside them.
 
-Every method looks at the logit of the label. Random numbers belong to an image (`draws`), so a batch may be cut anywhere.
+Names are those that users type. Every method looks at the logit of the label. Random numbers belong to an image (`draws`), so a
+batch may be cut anywhere.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from interp.types import Images, InputError, Labels, Maps
 Method: TypeAlias = Callable[[Model, Images, Labels], Maps]
 DRAWS, SIGMA = 32, 0.1  # points per image of integrated gradients and SmoothGrad, width of its noise in units of [0, 1]
 RANDOM, EDGES = "random", "edges"
-READINGS = {name: title for name, title in TITLES.items() if name != "auto"}  # which is another, model by model
+READINGS = tuple(name for name in TITLES if name != "auto")  # which is another, model by model
 
 
 def saliency(model: Model, x: Images, y: Labels) -> Maps:
@@ -60,17 +61,11 @@ def _folded(model: Model, x: Images, y: Labels, points: Iterable[Draw]) -> Folde
 
 METHODS: Mapping[str, Method] = {
     "saliency": saliency,
-    "integrated gradients": integrated_gradients,
-    "SmoothGrad": smoothgrad,
-    **{title: partial(reading, method=name) for name, title in READINGS.items()},
+    "integrated-gradients": integrated_gradients,
+    "smoothgrad": smoothgrad,
+    **{name: partial(reading, method=name) for name in READINGS},
 }
-DEFAULT = ("saliency", "integrated gradients", "SmoothGrad", "Grad-CAM", "attention", "gradient × attention")
-SHORT: Mapping[str, str] = {
-    "saliency": "saliency",
-    "integrated-gradients": "integrated gradients",
-    "smoothgrad": "SmoothGrad",
-    **READINGS,
-}
+DEFAULT = ("saliency", "integrated-gradients", "smoothgrad", "gradcam", "raw", "chefer")
 CONTROLS: Mapping[str, Method] = {
     RANDOM: lambda _model, x, _y: noise(x),
     "smooth random": lambda _model, x, _y: smooth_noise(x),
@@ -80,9 +75,9 @@ CONTROLS: Mapping[str, Method] = {
 }
 
 
-def named(words: Iterable[str]) -> tuple[str, ...]:
-    """Names in METHODS of methods that are called so there, or in SHORT; raises InputError, which lists SHORT, for others."""
-    found = tuple(SHORT.get(word, word) for word in words)
-    if missing := [name for name in found if name not in METHODS]:
-        raise InputError(f"there is no method {', '.join(map(repr, missing))}; expected some of {', '.join(SHORT)}")
+def named(words: Iterable[str], table: Mapping[str, Method] = METHODS) -> tuple[str, ...]:
+    """The names of methods that these words are; raises InputError, which lists the table, where it does not have one."""
+    found = tuple(words)
+    if missing := [name for name in found if name not in table]:
+        raise InputError(f"there is no method {', '.join(map(repr, missing))}; expected some of {', '.join(table)}")
     return found

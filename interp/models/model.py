@@ -143,7 +143,9 @@ def twins(models: Sequence[Model]) -> list[tuple[int, int]]:
 
 
 def check_some(models: Sequence[Model]) -> None:
-    """Raise InputError where there is no model to analyse."""
+    """Raise InputError where there is no model to analyse, or one that is in no list."""
+    if isinstance(models, Model):
+        raise InputError(f"models is the model {models.card.id} itself; expected a list of models, such as [model]")
     if not models:
         raise InputError("no models were given; expected at least one, such as interp.load('PATH')")
 
