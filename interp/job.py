@@ -10,6 +10,7 @@ from interp.data.source import images
 from interp.models.answers import Said
 from interp.models.inspect import inspect
 from interp.models.load import (
+    asked,
     by_name,
     check_labels,
     independent_judges,
@@ -84,12 +85,20 @@ def _page(
 def images_for(checkpoint: str, source: str, *, n: int | None = None, said: Said | None = None) -> Batch:
     """Images prepared as the checkpoint asks; where its size is open they must have the right one already.
 
+    Raises InputError with what the file leaves open where the images do not all have one size, so that they cannot settle it.
     Classes that all have names of the checkpoint's are its classes, some of them or all, in whatever order (`by_name`).
     """
     if checkpoint.startswith("timm:"):
         return images(source, n=n, preprocess=load_as(checkpoint, said or Said()).card.preprocess)
     found = inspect(locate(checkpoint), said)
-    batch = images(source, n=n, preprocess=found.describe().preprocess if found.size else None)
+    prepared = found.describe().preprocess
+    known = found.size is not None or all(found.describe(candidate).preprocess == prepared for candidate in found.fits)
+    try:
+        batch = images(source, n=n, preprocess=prepared if known else None)
+    except InputError as unfit:
+        if known:
+            raise
+        raise InputError(asked(found, instead=f"these cannot: {unfit}")) from unfit
     return by_name(batch, found.card.labels if found.card else ())
 
 

@@ -68,7 +68,11 @@ BAD: dict[str, tuple[list[str], str]] = {
     "truncated, analyze": (["analyze", "cut.safetensors"], "cut.safetensors is truncated: it holds"),
     "foreign": (["compare", "foreign.pt"], "found no state dict, but a posix.system (not called)"),
     "foreign, report": (["report", "foreign.pt"], "found no state dict, but a posix.system (not called)"),
-    "classes": (["attention", "tiny_linf", "--images", "folder:five"], "10 classes, the images come with 5 (class0, class1"),
+    "classes": (["gradients", "tiny_linf", "--images", "folder:five"], "10 classes, the images come with 5 (class0, class1"),
+    "classes, attacked": (
+        ["attention", "tiny_linf", "--images", "folder:five", "--under-attack", "8/255"],
+        "10 classes, the images come with 5 (class0, class1",
+    ),
     "classes, analyze": (["analyze", "tiny_linf", "--images", "folder:five"], "10 classes, the images come with 5 (class0"),
     "classes, report": (["report", "--images", "folder:five"], "10 classes, the images come with 5"),
     "small image": (["gradients", "tiny_linf", "--images", "small.png"], "small.png is 20×20 pixels, smaller than the 32×32"),
@@ -168,7 +172,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         ["faithfulness", "--methods", "saliency,salience"],
         "there is no method 'salience'; expected some of saliency",
     ),
-    "method to judge twice": (["faithfulness", "--methods", "raw,attention"], "expected each once"),
+    "method to judge twice": (["faithfulness", "--methods", "raw,raw"], "expected each once"),
     "filling": (["faithfulness", "--baseline", "red"], "baseline is 'red'; expected one of black, mean, blur, noise"),
     "patch": (["faithfulness", "tiny_linf", "-n", "1", "--patch", "5"], "patches of 5 pixels do not tile an image of 32 × 32"),
     "no labels": (["accuracy", "tiny_linf", "--images", "whole.png"], "accuracy needs labelled images"),
@@ -351,7 +355,7 @@ def test_faithfulness_takes_its_options_and_prints_its_table(checkpoints: Path, 
     code, printed, _ = run("faithfulness", *argv, "--chunk", "5", "--out-dir", tmp_path)
     assert code == 0
     result = interp.open(next((tmp_path / "results").iterdir()))
-    asked = {"methods": ["attention"], "steps": 2, "patch": 16, "randomise": False, "baseline": "black", "seed": 3, "example": 0}
+    asked = {"methods": ["raw"], "steps": 2, "patch": 16, "randomise": False, "baseline": "black", "seed": 3, "example": 0}
     assert result.params == asked
     assert result.data["model"].values.tolist() == ["tiny_linf", "tiny_standard"] and result.data.sizes["image"] == 1
     assert "randomisation_similarity" not in result.data
@@ -376,7 +380,7 @@ def test_a_bare_file_is_what_is_said_of_it_and_a_model_beside_it_what_its_card_s
     code, _, error = run(command, "bare.pt", "tiny_linf", "--images", "whole.png", "-n", "1", *cheap, *said, "--out-dir", "out")
     assert code == 0, error
     (saved,) = (world / "out" / "results").glob(f"{command}-*.nc")
-    bare, carded = interp.open(saved).data[name].isel(method=0).values
+    bare, carded = interp.open(saved).data[name].isel(reading=0).values
     assert np.array_equal(bare, carded) == (normalise == "cifar10")  # the same weights; the card says cifar10
 
 
@@ -409,11 +413,11 @@ def test_compare_takes_its_options_prints_its_table_and_writes_the_page(checkpoi
 
 def test_faithfulness_lists_its_methods_and_starts_with_the_default_ones() -> None:
     from interp.cli.attention import faithfulness
-    from interp.faithfulness.methods import DEFAULT, SHORT, named
+    from interp.faithfulness.methods import DEFAULT, METHODS, named
 
     assert named(inspect.signature(faithfulness).parameters["methods"].default.split(",")) == DEFAULT
     words = words_of_help("faithfulness").replace(":", ",").replace(".", ",")
-    assert all(f" {name}," in words for name in SHORT)
+    assert all(f" {name}," in words for name in METHODS)
 
 
 @pytest.mark.parametrize("command", ["perturb", "synthesise", "invert"])
@@ -515,6 +519,61 @@ def test_a_saved_result_is_drawn_again_without_torch(checkpoints: Path, tmp_path
     done = python(f"{code}\nassert 'torch' not in sys.modules and 'timm' not in sys.modules")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "again" / "attention.png").read_bytes() == (tmp_path / "out" / "attention.png").read_bytes()
+
+
+def test_a_saved_page_is_written_again_without_torch(checkpoints: Path, tmp_path: Path, run: Run) -> None:
+    assert run("attention", "tiny_linf", "-n", "1", "--grids", "0", "--out-dir", tmp_path / "out")[0] == 0
+    (saved,) = (tmp_path / "out" / "results").glob("attention_queries-*.nc")
+    code = ending_well("interp", "plot", str(saved), "--out-dir", str(tmp_path / "again"))
+    done = python(f"{code}\nassert 'torch' not in sys.modules and 'timm' not in sys.modules")
+    assert done.returncode == 0, done.stderr
+    assert f"wrote {tmp_path / 'again' / 'attention.html'}" in " ".join(done.stdout.split())
+    assert (tmp_path / "again" / "attention.html").read_bytes() == (tmp_path / "out" / "attention.html").read_bytes()
+
+
+NEEDLESS = {
+    "attention": ["--grids", "0"],
+    "faithfulness": ["--methods", "raw", "--steps", "1", "--patch", "16", "--no-randomise"],
+    "invert": ["--steps", "1"],
+    "synthesise": ["--steps", "1", "--target", "cat"],
+}
+
+
+@pytest.mark.parametrize("command", NEEDLESS)
+def test_labels_that_are_not_the_models_are_left_out_where_none_are_needed(
+    command: str, world: Path, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    argv = [command, "tiny_linf", "--images", "folder:five", "-n", "2", *NEEDLESS[command], "--out-dir", "out"]
+    code, _, error = run(*argv)
+    assert code == 0, error
+    (warned,) = (record.getMessage() for record in caplog.records if "labels" in record.getMessage())
+    assert warned.startswith("the images' labels are left out, since nothing here needs them: model tiny_linf has 10 classes")
+    data = interp.open(next((world / "out" / "results").glob(f"{'inversion' if command == 'invert' else command[:8]}*.nc"))).data
+    assert "truth" not in data or data["truth"].values.tolist() == [-1, -1]
+
+
+def test_the_maps_under_attack_are_read_by_the_first_method(checkpoints: Path, tmp_path: Path, run: Run) -> None:
+    options = ["--method", "gradcam,raw", "--under-attack", "8/255", "--steps", "1", "-n", "1", "--grids", "0"]
+    assert run("attention", "tiny_linf", *options, "--out-dir", tmp_path)[0] == 0
+    (saved,) = (tmp_path / "results").glob("attention_shift-*.nc")
+    result = interp.open(saved)
+    assert result.params["method"] == "gradcam" and str(result.data["how"].values[0]).startswith("Grad-CAM")
+    told = words_of_help("attention")
+    assert "read by the first of --method; --layer, --head and --query do not apply" in told
+
+
+@pytest.mark.parametrize(("asked", "drawn", "measured"), [([], 6, 20), (["-n", "3"], 3, 3)])
+def test_the_numbers_by_layer_are_of_as_many_images_as_were_asked_for(
+    asked: list[str], drawn: int, measured: int, checkpoints: Path, tmp_path: Path, run: Run
+) -> None:
+    assert run("attention", "tiny_linf", *asked, "--grids", "0", "--out-dir", tmp_path)[0] == 0
+    saved = {path.name.rpartition("-")[0]: interp.open(path).data for path in (tmp_path / "results").iterdir()}
+    assert {kind: data.sizes["image"] for kind, data in saved.items()} == {
+        "attention": drawn,
+        "attention_queries": drawn,
+        "attention_layers": measured,
+    }
+    assert "if not given, 6, and 20 for the numbers by layer" in words_of_help("attention")
 
 
 def test_models_lists_the_cards(checkpoints: Path, run: Run) -> None:

@@ -8,16 +8,13 @@ from typing import Annotated
 
 import typer
 
+from interp.cli.answers import Answers, answered
 from interp.cli.options import (
-    Arch,
-    ArchArg,
     Basis,
     Blur,
-    Channels,
     Chunk,
     Count,
     Device,
-    Ema,
     Eps,
     Folder,
     Images,
@@ -25,14 +22,12 @@ from interp.cli.options import (
     Keep,
     Loss,
     Models,
-    Normalise,
     NormName,
     Precision,
     Roomy,
     Rule,
     Seed,
     Several,
-    Size,
     Steps,
     StepSize,
     app,
@@ -50,7 +45,6 @@ from interp.cli.options import (
     print_table,
     remembered,
     roomy,
-    said,
     save,
     say,
     say_page,
@@ -59,37 +53,41 @@ from interp.errors import InputError
 
 
 @app.command()
+@answered()
 def report(
-    models: Models = None, images: Images = "samples:cifar10", n: Count = 100, out_dir: Folder = Path("figures/report")
+    models: Models = None,
+    images: Images = "samples:cifar10",
+    n: Count = 100,
+    out_dir: Folder = Path("figures/report"),
+    *,
+    said: Answers,
 ) -> None:
     """The main job: all analyses of the models on the images, as one page."""
     from interp.job import write_report
 
-    chosen, batch = inputs(models, images, n)
+    chosen, batch = inputs(models, images, n, said=said)
     say_page(write_report(chosen, batch, out_dir))
 
 
 @app.command()
+@answered("checkpoint")
 def analyze(
     checkpoint: Annotated[str, typer.Argument(help="A checkpoint file, a shipped id or timm:NAME.")],
     images: Images = "samples:cifar10",
     n: Count = 100,
-    arch: Arch = None,
-    arch_arg: ArchArg = None,
-    normalise: Normalise = None,
-    size: Size = None,
-    channels: Channels = None,
-    ema: Ema = None,
     out_dir: Annotated[Path | None, typer.Option(help="Default: figures/NAME.")] = None,
+    *,
+    said: Answers,
 ) -> None:
     """The main job for one new checkpoint, beside the shipped models: what is it worth, what does it see?"""
     from interp.job import analyze as run
 
     folder = out_dir or Path("figures") / Path(checkpoint.removeprefix("timm:")).name.split(".")[0]
-    say_page(run(checkpoint, images, folder, n=n, said=said(arch, arch_arg, normalise, size, channels, ema)))
+    say_page(run(checkpoint, images, folder, n=n, said=said.of(checkpoint)))
 
 
 @app.command()
+@answered()
 def perturb(
     models: Models = None,
     images: Images = "samples:cifar10",
@@ -115,6 +113,8 @@ def perturb(
     animate: Annotated[str | None, typer.Option(help="gif or mp4: each image's runs, step by step.")] = None,
     slider: Annotated[str | None, typer.Option(help="eps or step: each image as a page with a slider.")] = None,
     out_dir: Folder = Path("figures/perturb"),
+    *,
+    said: Answers,
 ) -> None:
     """What each model changes in an image as ε grows, away from its class and toward others: pictures, δ, curves, success."""
     from interp.attacks.sweep import Sweep, sweep
@@ -135,7 +135,7 @@ def perturb(
         values[0], norm, steps, step_size,
         random_start=at_random, loss=loss, seed=seed, rule=rule, keep=keep, basis=basis, jitter=jitter, blur=blur,
     )  # fmt: skip
-    chosen, batch = inputs(models, images, max(n, 20), device)
+    chosen, batch = inputs(models, images, max(n, 20), device, said=said)
     goal = target if target in (None, "each", "next-likely") else class_index(chosen[0], target)
     params = Sweep(values, attack, goal, chunk, frames, precision)
     result = remembered("sweep", sweep, chosen, spread(batch, n), params, out_dir)
@@ -155,6 +155,7 @@ def perturb(
 
 
 @app.command()
+@answered()
 def synthesise(
     models: Models = None,
     images: Images = "samples:cifar10",
@@ -178,6 +179,8 @@ def synthesise(
     chunk: Chunk = None,
     device: Device = "",
     out_dir: Folder = Path("figures/synthesise"),
+    *,
+    said: Answers,
 ) -> None:
     """Pictures that each model draws toward every class: from noise, a Gaussian of the class, or images of others."""
     from interp.attacks.synthesis import Synthesis
@@ -191,7 +194,8 @@ def synthesise(
         targeted=True, loss=loss, seed=seed, rule=rule, keep=keep, basis=basis, jitter=jitter, blur=blur,
     )  # fmt: skip
     params = Synthesis(attack, seeds, chunk, start)
-    chosen, batch = inputs(models, images, 1 if start == "noise" else n, device)
+    noise = start == "noise"
+    chosen, batch = inputs(models, images, 1 if noise else n, device, labelled=not noise, said=said)
     if not eps:
         params = dataclasses.replace(params, attack=dataclasses.replace(attack, eps=roomy(norm, batch)))
     if target is not None:
@@ -204,6 +208,7 @@ def synthesise(
 
 
 @app.command()
+@answered()
 def invert(
     models: Models = None,
     images: Images = "samples:cifar10",
@@ -227,6 +232,8 @@ def invert(
     chunk: Chunk = None,
     device: Device = "",
     out_dir: Folder = Path("figures/invert"),
+    *,
+    said: Answers,
 ) -> None:
     """Pictures that a layer of each model cannot tell from the image: what robust features keep of it."""
     from interp.attacks.inversion import Invert
@@ -240,7 +247,7 @@ def invert(
         rule=rule, keep=keep, basis=basis, jitter=jitter, blur=blur,
     )  # fmt: skip
     params = Invert(layer, attack, start, chunk)
-    chosen, batch = inputs(models, images, max(n, 20), device)
+    chosen, batch = inputs(models, images, max(n, 20), device, labelled=False, said=said)
     if not eps and norm != "l2":
         params = dataclasses.replace(params, attack=dataclasses.replace(attack, eps=roomy(norm, batch)))
     figure("inversion", run, chosen, spread(batch, n), params, out_dir)
@@ -259,6 +266,7 @@ HEEDED = {"n": "samples", "attack": "norm"}  # fields of Accumulate, by the opti
 
 
 @app.command()
+@answered()
 def gradients(
     context: typer.Context,
     models: Models = None,
@@ -286,6 +294,8 @@ def gradients(
     chunk: Annotated[int | None, typer.Option(help="Images per pass; the fastest if none.")] = None,
     device: Device = "",
     out_dir: Folder = Path("figures/gradients"),
+    *,
+    said: Answers,
 ) -> None:
     """Input gradients accumulated over an attack, noise, paths, views or a class, or captum's attributions, on one scale."""
     from interp.gradients.accumulate import Accumulate, accumulate
@@ -307,12 +317,13 @@ def gradients(
     heeded(context, OPTIONS, takes=takes, what=method or f"over {over}")
     whole = over == "class" and not method
     n = n if n is not None else 1000 if whole else 6
-    chosen, batch = inputs(models, images, n if whole else max(n, 20), device)
+    chosen, batch = inputs(models, images, n if whole else max(n, 20), device, said=said)
     result = figure("gradients", accumulate, chosen, batch if whole else spread(batch, n), params, out_dir)
     save(profiles(result), out_dir, "profiles")
 
 
 @app.command()
+@answered()
 def compare(
     models: Models = None,
     images: Images = "samples:cifar10",
@@ -344,6 +355,8 @@ def compare(
     chunk: Annotated[int, typer.Option(help="Images at a time.")] = 64,
     device: Device = "",
     out_dir: Folder = Path("figures/compare"),
+    *,
+    said: Answers,
 ) -> None:
     """Semantic attributes of the models on the same images: intervals, controls, comparisons in pairs."""
     from interp.attributes.compare import GROUPS, JUDGED, Compare
@@ -357,7 +370,7 @@ def compare(
     attack = dataclasses.replace(pgd(fraction(eps), "linf", steps), targeted=True)
     sizes = Sizes(cues=cues, masked=masked, concepts=concepts, attributes=attributes)
     params = Compare(attack, groups=asked, sizes=sizes, chunk=chunk)
-    chosen, batch = inputs(models, images, n, device)
+    chosen, batch = inputs(models, images, n, device, said=said)
     if set(asked) & set(JUDGED):
         params = dataclasses.replace(params, judges=further(judges, chosen, batch))
     elif judges:
@@ -370,6 +383,7 @@ def compare(
 
 
 @app.command()
+@answered()
 def accuracy(
     models: Models = None,
     images: Images = "samples:cifar10",
@@ -380,6 +394,8 @@ def accuracy(
     ] = False,
     device: Device = "",
     out_dir: Folder = Path("figures/accuracy"),
+    *,
+    said: Answers,
 ) -> None:
     """Clean accuracy and accuracy under PGD-20, on demand under AutoAttack, with intervals."""
     from interp.attacks.pgd import PGD
@@ -389,7 +405,7 @@ def accuracy(
 
     value = fraction(eps)
     params = Accuracy(PGD(value, steps=20, step_size=max(value / 4, 1e-6)), autoattack=autoattack)
-    chosen, batch = inputs(models, images, n, device)
+    chosen, batch = inputs(models, images, n, device, said=said)
     print_table(figure("accuracy", run, chosen, batch, params, out_dir))
 
 
@@ -397,8 +413,13 @@ def accuracy(
 def plot(
     result: Annotated[Path, typer.Argument(help="A .nc file written by interp.")], out_dir: Folder = Path("figures/plot")
 ) -> None:
-    """Draw a saved result again; needs no torch and no model."""
+    """Draw a saved result again, as a figure or a page; needs no torch and no model."""
     from interp.result import open_result
 
     found = open_result(result)
+    if found.kind == "attention_queries":
+        from interp.plots.hover import write
+
+        say(write(found, out_dir / "attention.html"))
+        return
     save(found.plot(), out_dir, found.kind)

@@ -8,19 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from interp.cli.answers import Answers, answered
 from interp.cli.options import (
-    Arch,
-    ArchArg,
-    Channels,
     Count,
     Device,
-    Ema,
     Folder,
     Images,
     Models,
-    Normalise,
     NormName,
-    Size,
     Steps,
     app,
     figure,
@@ -29,9 +24,9 @@ from interp.cli.options import (
     pgd,
     pixel,
     remembered,
-    said,
     save,
     say,
+    was_given,
 )
 from interp.errors import InputError
 
@@ -45,10 +40,12 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@answered()
 def attention(
+    context: typer.Context,
     models: Models = None,
     images: Images = "samples:cifar10",
-    n: Count = 6,
+    n: Annotated[int, typer.Option("-n", help="At most this many images; if not given, 6, and 20 for the numbers by layer.")] = 6,
     method: Annotated[
         str,
         typer.Option(
@@ -67,19 +64,18 @@ def attention(
     query: Annotated[str | None, typer.Option(help="Y,X: what does this pixel attend to?")] = None,
     under_attack: Annotated[
         str | None,
-        typer.Option(help="ε, several with commas, of one also ¼ and ½: how far does PGD of that size move attention?"),
+        typer.Option(
+            help="ε, several with commas, of one also ¼ and ½: how far does PGD of that size move attention? Its maps are read "
+            "by the first of --method; --layer, --head and --query do not apply to them."
+        ),
     ] = None,
     norm: NormName = "linf",
     steps: Steps = 20,
-    arch: Arch = None,
-    arch_arg: ArchArg = None,
-    normalise: Normalise = None,
-    size: Size = None,
-    channels: Channels = None,
-    ema: Ema = None,
     grids: Annotated[int, typer.Option(help="Images of which all heads of all layers are drawn, a figure per model.")] = 1,
     device: Device = "",
     out_dir: Folder = Path("figures/attention"),
+    *,
+    said: Answers,
 ) -> None:
     """What each model looks at: maps by any method, all heads, numbers by layer, a page to point at patches, attacks."""
     from interp.attention.attend import Attend, attend
@@ -89,9 +85,8 @@ def attention(
 
     asked = pixel("--query", query)
     params = Attend(tuple(method.split(",")), layer, int(head) if head.isdigit() else head, asked)
-    shift = None if under_attack is None else _sizes(under_attack, norm, steps)
-    answers = said(arch, arch_arg, normalise, size, channels, ema)
-    chosen, batch = inputs(models, images, max(n, 20), device, said=answers)
+    shift = None if under_attack is None else _sizes(under_attack, norm, steps, params.methods[0])
+    chosen, batch = inputs(models, images, max(n, 20), device, said=said, labelled=shift is not None)
     shared = _attended(layer, params.methods, chosen)
     few = spread(batch, n)
     result = figure("attention", attend, chosen, few, params, out_dir)
@@ -101,7 +96,7 @@ def attention(
     for model in attentive if grids > 0 else ():
         _heads(model, few[:grids], shared, asked, out_dir)
     if attentive:
-        _numbers(chosen, batch, few, shared, out_dir)
+        _numbers(chosen, few if was_given(context, "n") else batch, few, shared, out_dir)
     if shift is not None:
         _under_attack(chosen, few, shift, out_dir)
 
@@ -124,13 +119,13 @@ def _attended(layer: str | None, methods: Sequence[str], models: Sequence[Model]
     return layer if owners else None
 
 
-def _sizes(text: str, norm: str, steps: int) -> Shift:
+def _sizes(text: str, norm: str, steps: int, method: str) -> Shift:
     from interp.robustness.shift import Shift
     from interp.types import fraction
 
     values = [fraction(part) for part in text.split(",")]
     eps = tuple(values) if len(values) > 1 else (values[0] / 4, values[0] / 2, values[0])
-    return Shift(eps, pgd(eps[-1], norm, steps))
+    return Shift(eps, pgd(eps[-1], norm, steps), method)
 
 
 def _heads(model: Model, batch: Batch, layer: str | None, query: tuple[int, int] | None, folder: Path) -> None:
@@ -174,6 +169,7 @@ def _under_attack(models: list[Model], few: Batch, params: Shift, folder: Path) 
 
 
 @app.command()
+@answered()
 def faithfulness(
     models: Models = None,
     images: Images = "samples:cifar10",
@@ -191,14 +187,10 @@ def faithfulness(
     randomise: Annotated[bool, typer.Option(help="Draw the maps of the model with random parameters too.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of noise, of the order of ties and of random parameters.")] = 0,
     chunk: Annotated[int, typer.Option(help="Images × points per pass.")] = 16,
-    arch: Arch = None,
-    arch_arg: ArchArg = None,
-    normalise: Normalise = None,
-    size: Size = None,
-    channels: Channels = None,
-    ema: Ema = None,
     device: Device = "",
     out_dir: Folder = Path("figures/faithfulness"),
+    *,
+    said: Answers,
 ) -> None:
     """How far maps can be trusted: what changing their largest pixels does, beside edges and random maps, on each model."""
     from interp.faithfulness.faithfulness import Faithfulness
@@ -207,8 +199,7 @@ def faithfulness(
     from interp.study import spread
 
     params = Faithfulness(named(methods.split(",")), steps, baseline, patch, randomise=randomise, seed=seed, chunk=chunk)
-    answers = said(arch, arch_arg, normalise, size, channels, ema)
-    chosen, batch = inputs(models, images, max(n, 20), device, said=answers)
+    chosen, batch = inputs(models, images, max(n, 20), device, said=said, labelled=False)
     print_verdicts(figure("faithfulness", run, chosen, spread(batch, n), params, out_dir))
 
 
@@ -228,8 +219,8 @@ def print_verdicts(result: Result) -> None:
     table.columns[0].no_wrap = True
     for m in rows(data):
         table.add_row(Text(labels(data)[m], style="bold"))
-        for method in data["method"].values:
-            at = data.isel(model=m).sel({"method": method})
+        for method in data["reading"].values:
+            at = data.isel(model=m).sel(reading=method)
             ends = [[float(at[f"{v.name}{end}"]) for end in ("", "_low", "_high")] for v in measures]
             cells = [f"{value:.3f} [{low:.3f}, {high:.3f}]" if value == value else "–" for value, low, high in ends]
             table.add_row(f"  {method}", *cells, in_short(at["trusted"].item()))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from interp.cli.options import Arch, ArchArg, Channels, Device, Ema, Folder, Normalise, Size, app, key_values, out, said, save
+from interp.cli.answers import Answers, answered, key_values
+from interp.cli.options import Device, Folder, app, out, save
 
 if TYPE_CHECKING:
     from interp.types import Card
@@ -184,15 +185,12 @@ def fetch(
 
 
 @app.command()
+@answered("file")
 def inspect(
     file: Annotated[str, typer.Argument(help="A checkpoint file, a shipped id, or a fetched id of the catalogue.")],
     as_json: Annotated[bool, typer.Option("--json", help="The same for programs, nothing shortened.")] = False,
-    arch: Arch = None,
-    arch_arg: ArchArg = None,
-    normalise: Normalise = None,
-    size: Size = None,
-    channels: Channels = None,
-    ema: Ema = None,
+    *,
+    said: Answers,
 ) -> None:
     """What a checkpoint is, without running anything in it: origin, architecture, preprocessing, and what is left open."""
     import json
@@ -202,5 +200,5 @@ def inspect(
     from interp.models.inspect import inspect as run
     from interp.models.load import locate
 
-    found = run(locate(file), said(arch, arch_arg, normalise, size, channels, ema))
+    found = run(locate(file), said.of(file))
     typer.echo(json.dumps(plain(found), indent=1, ensure_ascii=False) if as_json else as_text(found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from interp.cli.answers import bare_ones, common_size, for_one, said_of
 from interp.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,11 +20,12 @@ if TYPE_CHECKING:
     from xarray import Dataset
 
     from interp.attacks.pgd import PGD
-    from interp.models.answers import Said
+    from interp.cli.answers import Answers
     from interp.models.model import Model
     from interp.result import Result
     from interp.types import Batch
 
+log = logging.getLogger(__name__)
 app = typer.Typer(
     help="What robust vision models see: large perturbations, accumulated gradients, attention, semantic attributes.",
     no_args_is_help=True,
@@ -59,24 +62,6 @@ Seed = Annotated[int, typer.Option(help="Seed of random starts and shifts.")]
 Precision = Annotated[str, typer.Option(help="float32, float64, or fast: gradients in bfloat16.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda or mps; if not given, the best there is.")]
 Chunk = Annotated[int | None, typer.Option(callback=_at_least_one, help="Images per pass; the fastest if none.")]
-OPEN = "What a checkpoint file leaves open"
-ANSWERS = "--arch, --arch-arg, --normalise, --size, --channels, --ema and --raw"
-Arch = Annotated[
-    str | None, typer.Option(help="Architecture, where the file's names and shapes leave it open.", rich_help_panel=OPEN)
-]
-ArchArg = Annotated[
-    list[str] | None, typer.Option(help="KEY=VALUE, an argument of the architecture; may be repeated.", rich_help_panel=OPEN)
-]
-Normalise = Annotated[
-    str | None,
-    typer.Option("--normalise", "--normalize", help="none, imagenet, half, cifar10, … or m,m,m/s,s,s.", rich_help_panel=OPEN),
-]
-Size = Annotated[int | None, typer.Option(help="Input size in pixels, where nothing says it.", rich_help_panel=OPEN)]
-Channels = Annotated[str | None, typer.Option(help="rgb or bgr.", rich_help_panel=OPEN)]
-Ema = Annotated[
-    bool | None,
-    typer.Option("--ema/--raw", help="The averaged or the raw copy, where the file holds both.", rich_help_panel=OPEN),
-]
 
 
 LADDER = {"linf": "8/255,32/255,128/255,1", "l2": "0.5,2,8,32", "l1": "10,50,200,1000"}  # of ε, from small to large
@@ -97,26 +82,46 @@ def roomy(norm: str, batch: Batch) -> float:
 
 
 def inputs(
-    specs: list[str] | None, source: str, n: int, device: str = "cpu", *, said: Said | None = None
+    specs: list[str] | None, source: str, n: int, device: str = "cpu", *, said: Answers | None = None, labelled: bool = True
 ) -> tuple[list[Model], Batch]:
     """Models on the device ('' for the best there is) and the images they all take; raises InputError where they differ.
 
-    said: what the files without a card leave open; raises InputError where it is given and there is no such file.
+    said: what the files without a card leave open; raises InputError where it is given and there is no such file. labelled:
+    whether labels are needed; where they are not, those that are not the models' are left out, with a warning.
     """
     from interp.job import images_for
-    from interp.models.load import check_labels, load_as, named_apart, shipped
+    from interp.models.load import check_labels, load_as, named_apart, shipped, unlabelled
 
     specs = specs or list(shipped())
     if not specs:
         raise InputError("no shipped checkpoints were found; name a model, or set INTERP_CHECKPOINTS to their folder")
-    answers = _said_of(specs, said)
-    batch = images_for(specs[0], source, n=n, said=answers[0])
-    chosen = named_apart([load_as(spec, a, images=batch) for spec, a in zip(specs, answers, strict=True)], specs)
+    answers = said_of(specs, said)
+    several = said is not None and len(specs) > 1
+    with for_one(specs[0], several):
+        batch = images_for(specs[0], source, n=n, said=answers[0])
+    loaded: list[Model] = []
+    for spec, answer in zip(specs, answers, strict=True):
+        with for_one(spec, several):
+            try:
+                loaded.append(load_as(spec, answer, images=batch))
+            except InputError:  # it may ask for other images than the first model, whose size then stands in the way below
+                own = images_for(spec, source, n=n, said=answer)
+                if own.images.shape == batch.images.shape:
+                    raise
+                loaded.append(load_as(spec, answer, images=own))
+    chosen = named_apart(loaded, specs)
     sizes = {m.card.id: m.card.preprocess.size for m in chosen}
     if len(set(sizes.values())) > 1:
-        raise InputError(f"the models take images of different sizes ({sizes}); give models of one size")
-    for model in chosen:
-        check_labels(model.card, batch)
+        common = "" if said is None else common_size([m.card for m in chosen], bare_ones(specs))
+        raise InputError(f"the models take images of different sizes ({sizes}); give models of one size{common}")
+    try:
+        for model in chosen:
+            check_labels(model.card, batch)
+    except InputError as misfit:
+        if labelled:
+            raise
+        log.warning("the images' labels are left out, since nothing here needs them: %s", misfit)
+        batch = unlabelled(batch)
     from interp.train_job import Machine  # only here: it takes seconds to import, and errors need it not
 
     where = Machine(device).settle()[0]
@@ -138,51 +143,16 @@ def further(judges: str, models: Sequence[Model], batch: Batch) -> tuple[Model, 
     return found
 
 
-def _said_of(specs: Sequence[str], said: Said | None) -> list[Said]:
-    """What is said of each model: all of a file without a card, nothing of others."""
-    from interp.models.answers import Said
-    from interp.models.inspect import has_card
-    from interp.models.load import locate
-
-    nothing = Said()
-    if said is None or said == nothing:
-        return [nothing] * len(specs)
-    bare = [not spec.startswith("timm:") and not has_card(locate(spec)) for spec in specs]
-    if not any(bare):
-        raise InputError(f"{ANSWERS} are for files without a card, and {', '.join(specs)} includes none; leave them out")
-    return [said if is_bare else nothing for is_bare in bare]
-
-
-def said(
-    arch: str | None, args: list[str] | None, normalise: str | None, size: int | None, channels: str | None, ema: bool | None
-) -> Said:
-    """The options of a command as what is said of a file; values of --arch-arg are TOML, or words."""
-    from interp.models.answers import Said
-
-    return Said(arch, key_values(args, "--arch-arg", "depth=12"), normalise, size, channels, ema)
-
-
-def key_values(texts: list[str] | None, option: str, example: str) -> dict[str, Any]:
-    """KEY=VALUE options; values are TOML, or words."""
-    import tomllib
-
-    values: dict[str, Any] = {}
-    for text in texts or []:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise InputError(f"{option} is {text!r}; expected KEY=VALUE, such as {example}")
-        try:
-            values[key] = tomllib.loads(f"v = {value}")["v"]
-        except tomllib.TOMLDecodeError:
-            values[key] = value
-    return values
+def was_given(context: typer.Context, name: str) -> bool:
+    """Whether a parameter was given on the command line, and is not the default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def heeded(context: typer.Context, names: dict[str, str], *, takes: Sequence[str], what: str) -> None:
     """Raise InputError where an option was given (parameter: option as it is written) of which `what` heeds nothing."""
     for name, option in names.items():
-        source = context.get_parameter_source(name)
-        if name not in takes and source is not None and source.name == "COMMANDLINE":
+        if name not in takes and was_given(context, name):
             others = [known for other, known in names.items() if other in takes]
             instead = f"; of these options it takes {', '.join(others)}" if others else ""
             raise InputError(f"{option} is {context.params[name]}, but {what} does not take it{instead}; leave it out")

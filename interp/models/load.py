@@ -5,11 +5,12 @@ What a file is, `inspect` finds out; what stays open is taken from the caller, o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,27 @@ def load_as(spec: str | Path, said: Said, *, images: Batch | None = None) -> Mod
             _check(model, images)
         return model
     if images is None or bool((images.labels < 0).any()):
-        raise InputError(f"{path}: {'; '.join(found.questions())}. Or give labelled images to settle it by their accuracy")
-    check_labels(found.describe(), images)
+        raise InputError(asked(found))
+    try:
+        check_labels(found.describe(), images)
+    except InputError as misfit:
+        raise InputError(asked(found, instead=f"these do not fit: {misfit}")) from misfit
     return settle(found, images, fill)
+
+
+def asked(found: Inspection, *, instead: str = "") -> str:
+    """What a file leaves open, in words that say how to answer; instead: why the images at hand do not."""
+    way = "Or give labelled images to settle it by their accuracy"
+    return f"{found.path}: {'; '.join(found.questions())}. {way}{'; ' * bool(instead)}{instead}"
+
+
+def takes(card: Card, size: int) -> bool:
+    """Whether the architecture of a card takes images of so many pixels a side."""
+    try:
+        cost(dataclasses.replace(card, preprocess=dataclasses.replace(card.preprocess, size=size, resize=size)))
+    except InputError:
+        return False
+    return True
 
 
 def locate(text: str) -> Path:
@@ -165,6 +184,11 @@ def check_labels(card: Card, images: Batch) -> None:
         raise InputError(f"model {card.id} has {card.num_classes} classes, the images have a label {int(images.labels.max())}")
 
 
+def unlabelled(images: Batch) -> Batch:
+    """The images without labels, as if these were unknown."""
+    return dataclasses.replace(images, labels=torch.full_like(images.labels, -1), classes=())
+
+
 def same_images(a: Card, b: Card) -> bool:
     """Whether two models take the same images and know the same classes."""
     names = not a.labels or not b.labels or a.labels == b.labels
@@ -222,6 +246,25 @@ def by_name(images: Batch, labels: tuple[str, ...]) -> Batch:
     return named[new.argsort(stable=True).tolist()] if by_class else named
 
 
+@contextlib.contextmanager
+def _hub_as_reached(repo: str) -> Iterator[None]:
+    """With the hub's client offline where there is no connection: its cache still answers, and it does not retry for a minute."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        get_hf_file_metadata(hf_hub_url(repo, "config.json"), timeout=10)
+    except HfHubHTTPError:  # it answers, if only that there is no such file
+        pass
+    except Exception as error:  # noqa: BLE001 (the client's versions have kinds of their own for no connection)
+        constants.HF_HUB_OFFLINE = before or "Timeout" not in type(error).__name__  # a slow hub deserves its retries
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def _load_timm(name: str, said: Said) -> Model:
     import timm
     from timm.data import resolve_model_data_config
@@ -233,7 +276,8 @@ def _load_timm(name: str, said: Said) -> Model:
         near = difflib.get_close_matches(base, timm.list_models(), n=4)
         raise InputError(f"timm has no model {name!r}; the nearest names are {', '.join(near) or 'none'}")
     try:
-        net: nn.Module = timm.create_model(name, pretrained=True)
+        with _hub_as_reached(f"timm/{name}"):
+            net: nn.Module = timm.create_model(name, pretrained=True)
     except Exception as error:  # timm and the hub raise many kinds; each one means that the weights are not to be had
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"timm:{name} could not be loaded ({text}); fetch its weights while online, or give a file") from error
