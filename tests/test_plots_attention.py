@@ -21,8 +21,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import interp
+from interp.attention import readings
 from interp.errors import InputError
+from interp.faithfulness import methods
 from interp.plots import attention, faithfulness, figure, hover, layers
+from interp.plots.images import READINGS
 from interp.result import Result
 from tests.test_plots_perturbations import assert_apart
 
@@ -76,8 +79,8 @@ def maps_result(photographs: xr.Dataset, methods: tuple[str, ...] = ("own",), qu
         for words in how[4:]:
             words[0] = "not read: there is no attention layer"
     data = photographs.assign(
-        {"map": (("model", "method", "image", "y", "x"), maps, {"unit": "× mean"}), "how": (("model", "method"), how)}
-    ).assign_coords(coords() | {"method": list(methods)})
+        {"map": (("model", "reading", "image", "y", "x"), maps, {"unit": "× mean"}), "how": (("model", "reading"), how)}
+    ).assign_coords(coords() | {"reading": list(methods)})
     return Result("attention", "Attention", data.assign_attrs({"query": query} if query else {}))
 
 
@@ -147,11 +150,11 @@ MEASURES = {
     "randomisation_similarity": "lower",
 }
 BEATS = "better than random and edges by deletion, insertion; not shown by pixel flipping"
-METHODS = ("saliency", "integrated gradients", "smoothgrad", "gradcam", "attention", "random", "smooth random", "sobel", "centre")
+METHODS = ("saliency", "integrated-gradients", "smoothgrad", "gradcam", "raw", "random", "smooth random", "edges", "centre")
 
 
 def faithful_result(photographs: xr.Dataset) -> Result:
-    rng, dims = np.random.default_rng(5), ("model", "method")
+    rng, dims = np.random.default_rng(5), ("model", "reading")
     variables: dict[str, Any] = {}
     for name, better in MEASURES.items():
         title, unit = name.replace("_auc", "").replace("_", " "), "mean probability" if name.endswith("auc") else "logit"
@@ -170,7 +173,7 @@ def faithful_result(photographs: xr.Dataset) -> Result:
         "original": photographs["original"][0],
     }
     return Result(
-        "faithfulness", "Faithfulness", xr.Dataset(variables, coords=coords() | {"method": list(METHODS), "share": share})
+        "faithfulness", "Faithfulness", xr.Dataset(variables, coords=coords() | {"reading": list(METHODS), "share": share})
     )
 
 
@@ -245,11 +248,12 @@ def test_models_stand_in_reading_order_with_their_own_maps(photographs: xr.Datas
 
 
 def test_several_methods_show_one_image_and_say_what_was_not_read_and_why(photographs: xr.Dataset) -> None:
-    result = maps_result(photographs, ("rollout", "received", "gradcam"))
+    result = maps_result(photographs, ("rollout", "raw", "gradcam"))
     fig = attention.attention(result, image=1)
+    assert [ax.get_title() for ax in covered(fig)[:3]] == ["roll-out", "attention", "Grad-CAM"]
     assert len(covered(fig)) == 6 * 3 - 2
     assert said(fig).count("not read\n") + said(fig).endswith("not read") == 2
-    assert "rollout: ResNet-50 standard, ResNet-50 robust: not read: there is no attention layer" in said(fig)
+    assert "roll-out: ResNet-50 standard, ResNet-50 robust: not read: there is no attention layer" in said(fig)
     assert (np.asarray(covered(fig)[0].images[1].get_array()) == result.data["map"].values[0, 0, 1]).all()
     assert len({ax.images[1].get_clim() for ax in covered(fig)}) == 1
     assert_apart(of_no_words(fig))
@@ -275,7 +279,7 @@ def test_the_query_is_ringed_on_the_photograph_and_on_every_map(photographs: xr.
 def test_results_saved_with_one_reading_per_model_are_still_drawn(photographs: xr.Dataset) -> None:
     new = maps_result(photographs)
     new = of(new, new.data.isel(image=slice(1)))
-    old = new.data.isel(method=0).drop_vars(["method", "how"]).assign(method=("model", new.data["how"].values[:, 0]))
+    old = new.data.isel(reading=0).drop_vars(["reading", "how"]).assign(method=("model", new.data["how"].values[:, 0]))
     drawn, before = (covered(attention.attention(r)) for r in (of(new, old), new))
     assert len(drawn) == len(before) == 6
     assert all(
@@ -306,14 +310,89 @@ def test_scales_end_at_a_round_number_above_the_99th_percentile(values: list[flo
     assert attention.upper(np.asarray(values), least=least) == pytest.approx(end)
 
 
-def test_layer_names_lose_only_what_all_of_them_have() -> None:
-    assert attention.shortened(["blocks.0.attn", "blocks.11.attn"]) == ["layer 0", "layer 11"]
-    assert attention.shortened(["blocks.0.attn", "cls_attn_blocks.0.attn"]) == ["blocks.0", "cls_attn_blocks.0"]
-    assert attention.shortened(["stages.2.1.transformer.0.attn", "stages.3.1.transformer.0.attn"]) == [
-        "layer 2.1.0",
-        "layer 3.1.0",
-    ]
-    assert attention.shortened(["blocks.0.attn"]) == ["blocks.0.attn"]
+def test_readings_are_called_alike_where_they_are_made_and_where_they_are_drawn() -> None:
+    assert {name: READINGS[name] for name in readings.TITLES} == readings.TITLES
+    assert READINGS.keys() == readings.TITLES.keys() | (methods.METHODS.keys() - {"saliency"})
+
+
+def predicted(result: Result, truth: int) -> Result:
+    """With what models read: the image's class `truth`, but the second model a dog in the last image, class 99 in the first."""
+    read = np.full((6, 3), truth)
+    read[1, [0, 2]] = 99, 5
+    return of(result, result.data.assign(prediction=(("model", "image"), read), truth=("image", [truth] * 3)))
+
+
+def test_what_a_model_reads_stands_under_its_map_where_it_is_not_the_images_class(photographs: xr.Dataset) -> None:
+    fig = attention.attention(predicted(maps_result(photographs), 3))
+    under = {(ax.get_position().x0, ax.get_position().y0): t.get_text() for ax in fig.axes for t in ax.texts if t.get_text()}
+    panels = [covered(fig)[k].get_position() for k in (1, 13)]
+    assert under == {(panels[0].x0, panels[0].y0): "reads class 99", (panels[1].x0, panels[1].y0): "reads dog"}
+    assert "under a map: what the model reads" in said(fig)
+    assert_apart(fig)
+    right = attention.attention(of(maps_result(photographs), predicted(maps_result(photographs), 3).data.isel(model=[0, 2])))
+    assert "reads" not in said(right)
+    assert "reads" not in said(attention.attention(maps_result(photographs)))
+
+
+def test_of_several_readings_what_each_model_reads_stands_under_its_name(photographs: xr.Dataset) -> None:
+    result = maps_result(photographs, ("raw", "gradcam"))
+    fig = attention.attention(predicted(result, 3), image=2)
+    words = [t.get_text() for ax in fig.axes for t in ax.texts if t.get_text().startswith("reads")]
+    assert words == ["reads cat", "reads dog", *["reads cat"] * 4]
+    assert_apart(of_no_words(fig))
+    assert "reads" not in said(attention.attention(result, image=2))
+
+
+def test_the_scale_names_maps_of_any_kind(photographs: xr.Dataset) -> None:
+    fig = attention.attention(maps_result(photographs, ("gradcam", "channels")))
+    assert [ax.get_xlabel().partition(";")[0] for ax in fig.axes if hasattr(ax, "_colorbar")] == ["map / its mean over the image"]
+
+
+def test_layers_are_called_by_the_names_that_options_take() -> None:
+    for name in ("blocks.0.attn", "layers.10.blocks.1.attn", "stages.2.1.transformer.0.attn", "cls_attn_blocks.0.attn"):
+        shown = attention._broken(name)
+        assert shown.replace("\n", "") == name
+        assert max(map(len, shown.split("\n"))) <= 18
+
+
+def test_many_heads_go_on_below_and_say_which_they_are(photographs: xr.Dataset) -> None:
+    heads = smooth(2, 24, 3)
+    heads[0, 6:] = np.nan
+    names = ["layers.0.blocks.0.attn", "layers.3.blocks.0.attn"]
+    result = heads_result(photographs)
+    data = result.data.drop_vars(["head", "kind", "layer", "channels", "channel_layer"]).assign(
+        head=(("layer", "head", "image", "y", "x"), heads), kind=("layer", ["window"] * 2)
+    )
+    fig = attention.heads(of(result, data.assign_coords(layer=names)), image=1)
+    panels = covered(fig)
+    assert len(panels) == 6 + 24
+    assert len({round(ax.get_position().x0, 6) for ax in panels}) == 12
+    assert (np.asarray(panels[6 + 13].images[1].get_array()) == heads[1, 13, 1]).all()
+    assert [ax.get_ylabel() for ax in fig.axes if ax.get_ylabel()] == [
+        "layers.0.\nblocks.0.attn\nwindow", "layers.3.\nblocks.0.attn\nwindow", "heads 12 to 23",
+    ]  # fmt: skip
+    assert [ax.get_title() for ax in fig.axes if ax.get_title().startswith("head ")] == [f"head {k}" for k in range(12)]
+    assert_apart(fig)
+
+
+@pytest.mark.parametrize(
+    ("hows", "lines"),
+    [
+        (["to all"] * 4, ["to all"]),
+        (
+            ["in windows", "in windows", "to all", "to all"],
+            ["blocks.0.attn to blocks.1.attn: in windows", "blocks.2.attn to cls_attn_blocks.0.attn: to all"],
+        ),
+        (
+            ["to all", "to all", "to all", "of the class token"],
+            ["blocks.0.attn to blocks.2.attn: to all", "cls_attn_blocks.0.attn: of the class token"],
+        ),
+    ],
+)
+def test_heads_say_of_which_layers_each_line_speaks(photographs: xr.Dataset, hows: list[str], lines: list[str]) -> None:
+    result = heads_result(photographs)
+    text = said(attention.heads(of(result, result.data.assign(how=("layer", hows)))))
+    assert text.split("\n")[-len(lines) :] == lines
 
 
 def test_heads_leave_empty_what_a_layer_has_not(photographs: xr.Dataset) -> None:
@@ -325,7 +404,7 @@ def test_heads_leave_empty_what_a_layer_has_not(photographs: xr.Dataset) -> None
     assert {ax.images[1].get_clim() for ax in panels} == {*bar_ends(fig)}
     assert (np.asarray(panels[-1].images[1].get_array()) == result.data["head"].values[3, 2, 2]).all()
     assert [ax.get_ylabel() for ax in panels if ax.get_ylabel()] == [
-        "blocks.0\nself", "blocks.1\nself", "blocks.2\ntalking", "cls_attn_blocks.0\nclass",
+        "blocks.0.attn\nself", "blocks.1.attn\nself", "blocks.2.attn\ntalking", "cls_attn_blocks.\n0.attn\nclass",
     ]  # fmt: skip
     assert "XCiT robust" in said(fig)
     assert_apart(fig)
@@ -359,9 +438,30 @@ def test_layers_run_to_depth_one_robust_solid_and_standard_dashed() -> None:
     assert [line.get_label() for line in fig.axes[0].lines] == LABELS[2:4]  # class attention has no distance
     assert fig.axes[3].lines[-1].get_ydata() == pytest.approx([0.25, 0.25])
     assert "no attention layer: ResNet-50 standard, ResNet-50 robust" in said(fig)
+    assert "no mean distance: XCiT standard, XCiT robust" in said(fig)
     assert "n = 3 images" in said(fig)
     assert_apart(fig)
     assert len(layers.layers(layers_result(masks=False)).axes) == 3
+
+
+@pytest.mark.parametrize(
+    ("kinds", "why"),
+    [
+        (["channel", "channel"], "(attention between channels has no place in the image)"),
+        (["class", "class"], "(where a class token or a pool asks, the query has none)"),
+        (["channel", "class"], "(attention between channels has no place in the image; where a class token or a pool asks, the"),
+    ],
+)
+def test_why_a_model_has_no_line_is_said_by_the_kinds_of_its_layers(kinds: list[str], why: str) -> None:
+    result = layers_result(masks=False)
+    kind = np.full((6, 9), "", "<U10")
+    kind[:2, :2], kind[2:4] = kinds, "unfold"
+    text = said(layers.layers(of(result, result.data.assign(kind=(("model", "depth"), kind))))).replace("\n   ", " ")
+    assert f"no mean distance: XCiT standard, XCiT robust {why}" in text
+    assert "no entropy" not in text and "no difference" not in text
+    count = kinds.count("channel")
+    between = f"XCiT standard, XCiT robust: {['', '1 layer is', '2 layers are'][count]} attention between channels"
+    assert (between in text) == bool(count)
 
 
 def test_layers_of_models_without_attention_are_an_error() -> None:
@@ -386,6 +486,26 @@ def test_shift_draws_the_mean_over_layers_and_all_layers_on_one_scale(photograph
     assert_apart(fig)
     assert_apart(layers.shift(of(result, result.data.isel(model=[2]))))
     assert not bar_ends(layers.shift(of(result, result.data.isel(model=[4])))), "a scale of nothing"
+
+
+def test_shift_says_over_which_layers_its_lines_are_means(photographs: xr.Dataset) -> None:
+    result = shift_result(photographs)
+    assert "lines of divergence: mean over all layers" in said(layers.shift(result))
+    over = ["layers with a place"] * 2 + ["layers of attention between channels"] * 2 + [""] * 2
+    fig = layers.shift(of(result, result.data.assign(over=("model", over))))
+    text = said(fig)
+    assert "lines of divergence of XCiT standard, XCiT robust: mean over layers with a place\n" in text
+    assert "lines of divergence of MobileViT standard, MobileViT robust: mean over layers of attention between channels" in text
+    assert_apart(fig)
+    alone = said(layers.shift(of(result, result.data.assign(over=("model", over)).isel(model=[0, 1, 4]))))
+    assert "lines of divergence: mean over layers with a place" in alone
+
+
+def test_one_image_is_said_to_be_one(photographs: xr.Dataset) -> None:
+    result = shift_result(photographs)
+    data = result.data.copy()
+    data["divergence"].attrs["n"] = 1
+    assert said(layers.shift(of(result, data))).count("n = 1 image;") == 1
 
 
 def test_shift_maps_lie_over_the_attacked_pictures_a_column_per_eps(photographs: xr.Dataset) -> None:
@@ -416,7 +536,7 @@ def test_faithfulness_prints_every_value_and_shades_each_model_by_itself(photogr
         best = np.nanargmin(v, 0) if better == "lower" else np.nanargmax(v, 0)
         assert (np.nanargmax(shades, 0) == best).all()
         assert (np.nanmax(shades, 0) == 1).all() and (np.nanmin(shades, 0) == 0).all()
-        assert f"{better} is better" in ax.get_title()
+        assert ("nearer 0" if name == "randomisation_similarity" else f"{better} is better") in ax.get_title()
     assert f"[{result.data['deletion_auc_low'].values[0, 0]:.3f}, {result.data['deletion_auc_high'].values[0, 0]:.3f}]" in said(
         fig
     )
@@ -427,10 +547,92 @@ def test_faithfulness_prints_every_value_and_shades_each_model_by_itself(photogr
     assert [len(ax.lines) for ax in curves] == [9] * 12
     assert (curves[7].lines[2].get_ydata() == result.data["curve_insertion"].values[1, 2]).all()
     assert len({(line.get_color(), line.get_linestyle()) for line in curves[0].lines}) == 9
+    assert "integrated\ngradients" in [t.get_text() for t in tables[0].get_yticklabels()]
     alone = faithfulness.faithfulness(
         of(result, result.data.isel(model=[0]).drop_vars(["trusted", "curve_deletion", "curve_insertion"]))
     )
     assert len(alone.axes) == len(MEASURES)
+
+
+def shades_of(fig: Figure, table: int, layer: int = 0) -> np.ndarray:
+    """The shades of a table, or with layer 1 its greys, NaN where it has none."""
+    array: Any = np.ma.asarray([ax for ax in fig.axes if ax.images][table].images[layer].get_array())
+    return np.where(np.ma.getmaskarray(array), np.nan, array.data)
+
+
+def with_values(result: Result, spread: float, count: int = 8) -> Result:
+    """With values of `count` images that differ far from one another, by `spread` around the means of methods besides."""
+    rng, changes = np.random.default_rng(7), {}
+    for name in MEASURES:
+        means = result.data[name].values[..., None]
+        noise = spread * rng.standard_normal((*means.shape[:2], count))
+        changes[f"values_{name}"] = (("model", "reading", "image"), means + rng.normal(0, 5, (6, 1, count)) + noise)
+    return of(result, result.data.drop_vars("image").assign(changes))
+
+
+def overlapping(result: Result) -> Result:
+    """With intervals that all overlap."""
+    ends = (("_low", -2), ("_high", 2))
+    dims = ("model", "reading")
+    return of(result, result.data.assign({f"{n}{end}": (dims, result.data[n].values + by) for n in MEASURES for end, by in ends}))
+
+
+def test_what_is_not_told_apart_has_no_colours(photographs: xr.Dataset) -> None:
+    result = faithful_result(photographs)
+    assert np.isfinite(shades_of(faithfulness.faithfulness(result), 0)).all()
+    fig = faithfulness.faithfulness(overlapping(result))
+    assert np.isnan(shades_of(fig, 0)).all()
+    assert (shades_of(fig, 0, 1) == faithfulness.PALE).all()
+    assert "Grey: they are not told apart" in said(fig).replace("\n   ", " ")
+
+
+@pytest.mark.parametrize(("spread", "count", "coloured"), [(0.01, 8, True), (3, 8, False), (0.01, 5, False)])
+def test_methods_are_told_apart_image_by_image_from_enough_images(
+    photographs: xr.Dataset, spread: float, count: int, coloured: bool
+) -> None:
+    printed = faithful_result(photographs)
+    result = with_values(overlapping(printed) if coloured else printed, spread, count)
+    assert np.isfinite(shades_of(faithfulness.faithfulness(result), 0)).all() == coloured
+
+
+def test_similarity_after_randomisation_is_best_at_zero_from_either_side(photographs: xr.Dataset) -> None:
+    result = faithful_result(photographs)
+    values = np.tile([-0.4, -0.18, 0.05, 0.9, 0.1, 1, 1, 1, np.nan], (6, 1))
+    similarity = intervals("randomisation_similarity", ("model", "reading"), values, 0.01, better="lower")
+    fig = faithfulness.faithfulness(of(result, result.data.assign(similarity)))
+    ranked = np.argsort(shades_of(fig, 3)[:5, 0])[::-1]
+    assert [METHODS[k] for k in ranked] == ["smoothgrad", "raw", "integrated-gradients", "saliency", "gradcam"]
+    assert "colour is by its size" in said(fig).replace("\n   ", " ")
+
+
+def test_numbers_have_as_many_digits_as_their_intervals_are_wide(photographs: xr.Dataset) -> None:
+    result = faithful_result(photographs)
+    values = np.linspace(0.000411, 0.000466, 9) * np.ones((6, 1))
+    small = of(result, result.data.assign(intervals("deletion_auc", ("model", "reading"), values, 0.00003, better="lower")))
+    fig = faithfulness.faithfulness(small)
+    texts = [t.get_text() for t in fig.axes[0].texts]
+    assert texts[:2] == ["0.000411", "[0.000381, 0.000441]"]
+    table = fig.axes[0].get_window_extent()
+    assert max(t.get_window_extent().width for t in fig.axes[0].texts) < table.width / 6
+
+
+def test_curves_run_from_zero_to_their_largest_and_leave_out_what_was_not_read(photographs: xr.Dataset) -> None:
+    result = faithful_result(photographs)
+    data = result.data.copy(deep=True)
+    for name in ("curve_deletion", "curve_insertion"):
+        data[name].values[0] *= 0.004
+    for name in (*MEASURES, "curve_deletion", "curve_insertion"):
+        data[name].values[:, 1] = np.nan
+    data["trusted"] = data["trusted"].astype(object)
+    data["trusted"].values[:, 1] = "not read: it has none"
+    fig = faithfulness.faithfulness(of(result, data))
+    curves = [ax for ax in fig.axes if ax.lines and not ax.images]
+    assert {ax.get_ylim()[0] for ax in curves} == {0}
+    assert curves[0].get_ylim()[1] == curves[6].get_ylim()[1] < 0.0045
+    assert 1 <= curves[1].get_ylim()[1] < 1.1
+    assert [len(ax.lines) for ax in curves] == [8] * 12
+    names = [t.get_text() for t in fig.legends[0].get_texts()]
+    assert "integrated gradients" not in names and len(names) == 8
 
 
 MADE: dict[str, Callable[[xr.Dataset], Result]] = {
@@ -445,7 +647,7 @@ MADE: dict[str, Callable[[xr.Dataset], Result]] = {
 @pytest.mark.parametrize("kind", MADE)
 def test_the_default_figure_of_each_kind_is_the_same_bytes_twice(photographs: xr.Dataset, kind: str) -> None:
     result = MADE[kind](photographs)
-    few = {"model": slice(0, 1), "image": slice(0, 1), "method": slice(0, 3), "layer": slice(0, 2)}
+    few = {"model": slice(0, 1), "image": slice(0, 1), "reading": slice(0, 3), "layer": slice(0, 2)}
     small = of(result, result.data.isel({dim: part for dim, part in few.items() if dim in result.data.dims}))
 
     def png() -> bytes:
@@ -502,6 +704,24 @@ def test_the_page_carries_all_rows_in_reading_order_and_needs_nothing_else(photo
     assert np.array_equal(pixels, (photographs["original"].values[1] * 255).round())
     assert [i["truth"] for i in found["images"]] == ["cat", "ship", "ship"]
     assert hover.page(result) == text
+
+
+def test_classes_without_names_are_called_by_their_numbers(photographs: xr.Dataset) -> None:
+    nameless = queries_result(photographs)
+    found = content(hover.page(of(nameless, nameless.data.drop_vars("class"))))
+    assert [i["truth"] for i in found["images"]] == ["class 3", "class 8", "class 8"]
+    alone = attention.attention(maps_result(photographs.drop_vars("class"), ("raw", "gradcam")))
+    assert "class 3" in [ax.get_title() for ax in alone.axes]
+
+
+def test_the_scale_begins_where_few_rows_of_any_model_are_cut_off(photographs: xr.Dataset) -> None:
+    result = queries_result(photographs)
+    data = result.data.copy(deep=True)
+    data["peak"].values[2, :, :64] = np.linspace(8, 20, 64)
+    found = content(hover.page(of(result, data)))
+    assert 0.85 < (data["peak"].values[2, :, :64] <= found["limit"]).mean() <= 1
+    assert found["limit"] == 20 and found["most"] == 20
+    assert content(hover.page(of(result, data.isel(model=[0]))))["limit"] <= 6
 
 
 def test_names_from_files_cannot_leave_their_place(photographs: xr.Dataset) -> None:

@@ -101,7 +101,7 @@ def probed(result: Result, folder: Path, link: str) -> list[dict[str, Any]]:
 
 
 def colour(value: float, limit: float) -> np.ndarray:
-    covered = np.asarray(mpl.colormaps[SEQUENTIAL](round(255 * min(1, value / limit)))[:3])
+    covered = np.asarray(mpl.colormaps[SEQUENTIAL](round(255 * min(1, value / limit) ** 0.5))[:3])
     return 255 * (COVER * covered + (1 - COVER) * GREY)
 
 
@@ -138,6 +138,36 @@ def test_the_frame_is_at_the_querys_cell_and_the_colours_are_its_row_on_the_keys
             assert panel["text"] == f"{own}: itself {row[query]:.2f}×\n{most}"
         else:
             assert panel["text"] == f"{own} queries\n{most} of {size[0]} × {size[1]} keys"
+
+
+@browser
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ("attention, each position to those of the same place in other patches", "another place in the patches"),
+        ("context scores, the same for all queries of a place in its patch", "another place in the patches"),
+        ("attention, among the positions of its block and a halo around it", "outside its block and the halo around it"),
+        ("attention, added up over the windows that the position is in", "outside the windows that it is in"),
+        ("attention, among the positions of its window or grid", "outside its window or grid"),
+    ],
+)
+def test_what_has_no_colour_is_called_by_the_kind_of_attention(tmp_path: Path, own: str, words: str) -> None:
+    result = result_of()
+    seen = result.data["seen"].values.copy()
+    rows = result.data["rows"].values * np.where(np.arange(4)[:, None, None] == 2, seen, True)[:, None]
+    rows[2] = 0  # the largest is not seen, nor is any other
+    data = result.data.assign(
+        own=("model", ["attention"] * 2 + [own, "attention"]),
+        seen=(("model", "query", "key"), seen & (np.arange(4) != 2)[:, None, None]),
+        rows=(result.data["rows"].dims, rows),
+    )
+    path = tmp_path / "page.html"
+    path.write_text(hover.page(Result(result.kind, result.title, data)), encoding="utf-8")
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom"]
+    link = path.as_uri() + "#image=0&hover=5,5"
+    shown = subprocess.run([*command, link], capture_output=True, text=True, timeout=60, check=True).stdout
+    assert f'<span id="unseen">no colour: {words}</span>' in shown
+    assert f"most: {words} at row 1, column 1" in shown
 
 
 @browser

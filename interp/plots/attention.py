@@ -1,4 +1,4 @@
-"""What models look at: maps by model, method, head and layer; numbers against depth and ε.
+"""What models look at: maps by model, reading, head and layer.
 
 All maps of one figure share one scale from 0, in multiples of the mean over the image (1 is what a uniform map has): up to the
 99th percentile of all maps of the result, rounded up, so that the figures of its other images have it too. The scale's colours
@@ -8,6 +8,7 @@ are those of the panels over a medium grey.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import matplotlib as mpl
@@ -20,7 +21,7 @@ from matplotlib.figure import Figure
 
 from interp.errors import InputError
 from interp.plots.attacks import short
-from interp.plots.images import SEQUENTIAL, name_of
+from interp.plots.images import SEQUENTIAL, name_of, readings
 from interp.plots.style import (
     NEUTRAL,
     grid,
@@ -36,56 +37,79 @@ from interp.plots.style import (
 from interp.result import Result
 
 COVER = 0.72  # how much of a panel is the map's colour; the rest is the photograph's grey, on [0.35, 1]
-SCALE = "attention / its mean over the image; 1 is uniform; one scale for all panels"
+SCALE = "map / its mean over the image; 1 is uniform; one scale for all panels"
+ABREAST = 12  # heads side by side; a layer of more goes on below
 
 
 def attention(result: Result, image: int | str | None = None, *, most: int = 6, limit: float | None = None) -> Figure:
-    """What each model looks at: images × models, or of several methods one image, models × methods.
+    """What each model looks at: images × models, or of several readings one image, models × readings.
 
-    image: position or id; by default the first `most` images, of several methods the first. limit: upper end of the scale.
-    Under the panels how each was read, or why it was not; the query, where the result has one, is a ring. Raises InputError for
-    an image that is not there.
+    image: position or id; by default the first `most` images, of several readings the first. limit: upper end of the scale.
+    Under the panels how each was read, or why it was not; the query, where the result has one, is a ring. What a model reads in
+    an image, which is what gradients explain, stands under its map where it is not the image's class, or under its name. Raises
+    InputError for an image that is not there.
     """
-    data = _by_method(result.data)
+    data = _by_reading(result.data)
     limit = limit or upper(data["map"].values)
     with look():
-        if data.sizes["method"] == 1:
+        if data.sizes["reading"] == 1:
             chosen = range(min(most, data.sizes["image"])) if image is None else [position(data, image)]
             return _images_by_models(data, list(chosen), limit)
-        return _models_by_methods(data, position(data, 0 if image is None else image), limit)
+        return _models_by_readings(data, position(data, 0 if image is None else image), limit)
 
 
-def _by_method(data: xr.Dataset) -> xr.Dataset:
-    """The dataset with a dimension method, which results of one reading per model were saved without."""
-    if "method" in data.dims:
+def _by_reading(data: xr.Dataset) -> xr.Dataset:
+    """The dataset with a dimension reading, which results of one reading per model were saved without."""
+    if "reading" in data.dims:
         return data
     alone = data.rename(method="how")
-    return alone.assign({name: alone[name].expand_dims(method=[""], axis=1) for name in ("map", "how")})
+    return alone.assign({name: alone[name].expand_dims(reading=[""], axis=1) for name in ("map", "how")})
 
 
 def _images_by_models(data: xr.Dataset, images: list[int], limit: float) -> Figure:
     order, query = rows(data), _query(data)
-    fig, axes = grid(len(images), 1 + len(order), left=0.75, top=0.42, gap=0.06)
+    apart = [[_apart(data, m, i) for m in order] for i in images]
+    told = any(map(any, apart))
+    fig, axes = grid(len(images), 1 + len(order), left=0.75, top=0.42, gap=0.17 if told else 0.06)
     for i, line in zip(images, axes, strict=True):
         line[0].imshow(data["original"].values[i])
         _ring(line[0], query)
         for ax, m in zip(line[1:], order, strict=True):
             panel(ax, data["original"].values[i], data["map"].values[m, 0, i], limit, query)
+    for line, words in zip(axes, apart, strict=True):
+        for ax, said in zip(line[1:], words, strict=True):
+            ax.text(0.5, -0.03, said, transform=ax.transAxes, ha="center", va="top", fontsize=6, color="0.35")
     titles(axes[0], ["image", *(labels(data)[m] for m in order)])
     row_names(axes, [_class(data, i) for i in images])
     bar(fig, axes[:, 1:], covering(), limit, SCALE)
-    note(fig, 0.75, [*_readings(data), *_ringed(query)])
+    note(
+        fig,
+        0.75,
+        [*_readings(data), *["under a map: what the model reads, where it is not the image's class"] * told, *_ringed(query)],
+    )
     return fig
 
 
-def _models_by_methods(data: xr.Dataset, i: int, limit: float) -> Figure:
+def _apart(data: xr.Dataset, m: int, i: int) -> str:
+    """'reads dog' where a model reads something else in an image than its class, '' where that is it, or unknown."""
+    read = int(data["prediction"].values[m, i]) if "prediction" in data else int(data["truth"].values[i])
+    return "" if read == int(data["truth"].values[i]) else f"reads {short(name_of(data, read))}"
+
+
+def _models_by_readings(data: xr.Dataset, i: int, limit: float) -> Figure:
     order, query = rows(data), _query(data)
-    fig, axes = beside(data, i, len(order), data.sizes["method"], query=query)
+    fig, axes = beside(data, i, len(order), data.sizes["reading"], query=query)
     for m, line in zip(order, axes, strict=True):
         for k, ax in enumerate(line):
             panel(ax, data["original"].values[i], data["map"].values[m, k, i], limit, query)
-    titles(axes[0], [str(name) for name in data["method"].values])
-    name_rows(axes, [wrap(labels(data)[m]) for m in order])
+    titles(axes[0], readings(data))
+    names = [wrap(labels(data)[m]) for m in order]
+    name_rows(axes, names)
+    if "prediction" in data:
+        for ax, m, name in zip(axes[:, 0], order, names, strict=True):
+            said, below = f"reads {short(name_of(data, int(data['prediction'].values[m, i])))}", -5.5 * (2 + name.count("\n"))
+            place: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": "right", "va": "center"}
+            ax.annotate(said, (0, 0.5), (-6, below), fontsize=6, color="0.35", **place)
     bar(fig, axes, covering(), limit, SCALE)
     note(fig, 0.75, [*_readings(data), *_ringed(query)])
     return fig
@@ -94,26 +118,52 @@ def _models_by_methods(data: xr.Dataset, i: int, limit: float) -> Figure:
 def heads(result: Result, image: int | str = 0, *, limit: float | None = None) -> Figure:
     """Every head of one model on one image, layers × heads; nothing is drawn where a layer has fewer heads.
 
-    Raises InputError where none of its layers can be drawn on the image.
+    Layers are called by their full names; one of more than ABREAST heads takes several lines. Raises InputError where none of
+    its layers can be drawn on the image.
     """
     data = result.data
     if "head" not in data or not data["head"].notnull().any():
         raise InputError("none of these layers can be drawn on the image; `channels` draws attention between channels")
     i, maps = position(data, image), data["head"].values
     limit, query = limit or upper(maps), _query(data)
+    lines = _lines(np.isfinite(maps[:, :, i]).any((-2, -1)))
     with look():
-        fig, axes = beside(data, i, data.sizes["layer"], data.sizes["head"], cell=0.72, title=_model(data), query=query)
-        for layer, line in enumerate(axes):
-            for head, ax in enumerate(line):
+        fig, axes = beside(data, i, len(lines), min(data.sizes["head"], ABREAST), cell=0.72, title=_model(data), query=query)
+        for (layer, heads), line in zip(lines, axes, strict=True):
+            for head, ax in zip(heads, line, strict=False):
                 if np.isfinite(maps[layer, head, i]).any():
                     panel(ax, data["original"].values[i], maps[layer, head, i], limit, query)
-        titles(axes[0], [f"head {head}" for head in range(data.sizes["head"])], room=10)
-        names = _layers(data["layer"].values)
-        name_rows(axes, [f"{name}\n{kind}" for name, kind in zip(names, data["kind"].values, strict=True)])
+        _name_heads(axes, data, lines, [f"{_broken(name)}\n{kind}" for name, kind in _layers(data)], room=10)
         bar(fig, axes, covering(), limit, SCALE)
-        said = dict.fromkeys(str(words) for words in data["how"].values) if "how" in data else ()
-        note(fig, 0.75, [*said, *_ringed(query)])
+        note(fig, 0.75, [*_hows(data), *_ringed(query)])
     return fig
+
+
+def _lines(known: np.ndarray) -> list[tuple[int, range]]:
+    """The layer and the heads of every line of a grid, of which are known those that are True in (layer, head)."""
+    counts = [max(1, int(layer.nonzero()[0].max(initial=0)) + 1) for layer in known]
+    return [(k, range(at, min(at + ABREAST, n))) for k, n in enumerate(counts) for at in range(0, n, ABREAST)]
+
+
+def _name_heads(axes: np.ndarray, data: xr.Dataset, lines: list[tuple[int, range]], names: Sequence[str], *, room: int) -> None:
+    """Heads over the columns; to the left the layers, on their further lines which heads these are."""
+    titles(axes[0], [f"head {head}" for head in range(axes.shape[1])], room=room)
+    name_rows(axes, [f"heads {heads[0]} to {heads[-1]}" if heads[0] else names[layer] for layer, heads in lines])
+
+
+def _layers(data: xr.Dataset) -> list[tuple[str, str]]:
+    return [(str(name), str(kind)) for name, kind in zip(data["layer"].values, data["kind"].values, strict=True)]
+
+
+def _hows(data: xr.Dataset) -> list[str]:
+    """How layers were read: a line for all that follow one another and share their words, which it names unless they are all."""
+    if "how" not in data:
+        return []
+    read = [(str(how), str(name)) for how, name in zip(data["how"].values, data["layer"].values, strict=True)]
+    runs = [(words, [name for _, name in run]) for words, run in groupby(read, lambda pair: pair[0])]
+    if len(runs) == 1:
+        return [runs[0][0]]
+    return [f"{' to '.join(dict.fromkeys((names[0], names[-1])))}: {words}" for words, names in runs]
 
 
 def channels(result: Result, image: int | str = 0) -> Figure:
@@ -126,16 +176,16 @@ def channels(result: Result, image: int | str = 0) -> Figure:
         raise InputError("this model has no attention between channels; expected one with it, such as XCiT; see `heads`")
     i, weights = position(data, image), data["channels"].values
     limit = upper(weights, least=0)
+    lines = _lines(np.isfinite(weights[:, :, i]).any((-2, -1)))
     with look():
         title = "\n".join(filter(None, (_model(data), "channel × channel: no place in the image")))
-        fig, axes = beside(data, i, *weights.shape[:2], cell=0.9, title=title)
-        for layer, line in enumerate(axes):
-            for head, ax in enumerate(line):
+        fig, axes = beside(data, i, len(lines), min(weights.shape[1], ABREAST), cell=0.9, title=title)
+        for (layer, heads), line in zip(lines, axes, strict=True):
+            for head, ax in zip(heads, line, strict=False):
                 shown = _unpadded(weights[layer, head, i])
                 if shown.size:
                     ax.imshow(shown, cmap=NEUTRAL, vmin=0, vmax=limit, interpolation="nearest")
-        titles(axes[0], [f"head {head}" for head in range(weights.shape[1])], room=12)
-        name_rows(axes, _layers(data["channel_layer"].values))
+        _name_heads(axes, data, lines, [_broken(str(name)) for name in data["channel_layer"].values], room=12)
         text = "weight of a channel (column) for a channel (row); rows sum to 1; one scale for all panels"
         bar(fig, axes, mpl.colormaps[NEUTRAL], limit, text)
     return fig
@@ -165,20 +215,11 @@ def position(data: xr.Dataset, image: int | str) -> int:
     raise InputError(f"there is no image {image!r}; expected a place from 0 to {len(ids) - 1} or one of {', '.join(ids[:8])}")
 
 
-def shortened(names: Sequence[str]) -> list[str]:
-    """Layer names without the words that all of them have: blocks.0.attn, blocks.1.attn → layer 0, layer 1."""
-    split = [name.split(".") for name in names]
-    shared = {word for word in set.intersection(*map(set, split)) if not word.isdigit()} if len(names) > 1 else set()
-    kept = [".".join(word for word in words if word not in shared) for words in split]
-    return [f"layer {name}" if name[:1].isdigit() else name for name in kept]
-
-
-def _layers(names: np.ndarray) -> list[str]:
-    """The shortened names of layers, long ones on two lines, broken before the point nearest their middle."""
-    short = shortened([str(name) for name in names])
-    points = [[i for i, c in enumerate(name) if c == "."] if len(name) > 20 else [] for name in short]
-    breaks = [min(at, key=lambda i: abs(i - len(name) // 2), default=0) for name, at in zip(short, points, strict=True)]
-    return [f"{name[:at]}\n{name[at:]}".strip() for name, at in zip(short, breaks, strict=True)]
+def _broken(name: str) -> str:
+    """The name of a layer, on two lines where it is long, broken behind the point nearest its middle."""
+    points = [i + 1 for i, c in enumerate(name) if c == "."] if len(name) > 16 else []
+    at = min(points, key=lambda i: abs(i - len(name) // 2), default=0)
+    return f"{name[:at]}\n{name[at:]}".strip()
 
 
 def panel(ax: Axes, picture: np.ndarray, values: np.ndarray, limit: float, query: tuple[float, float] | None = None) -> None:
@@ -211,18 +252,18 @@ def _ringed(query: tuple[float, float] | None) -> list[str]:
 
 
 def _readings(data: xr.Dataset) -> list[str]:
-    """How the panels were read, or why not: one line for the models and methods that share their words."""
+    """How the panels were read, or why not: one line for the models and readings that share their words."""
     order, said = rows(data), dict[tuple[str, str], list[str]]()
-    for k, method in enumerate(data["method"].values):
+    for k, name in enumerate(readings(data)):
         for m in order:
-            said.setdefault((str(method), str(data["how"].values[m, k])), []).append(labels(data)[m])
+            said.setdefault((name, str(data["how"].values[m, k])), []).append(labels(data)[m])
     shared: dict[tuple[str, str], list[str]] = {}
-    for (method, words), who in said.items():
-        shared.setdefault((words, ", ".join(who) if len(who) < len(order) else ""), []).append(method)
-    several = data.sizes["method"] > 1
+    for (name, words), who in said.items():
+        shared.setdefault((words, ", ".join(who) if len(who) < len(order) else ""), []).append(name)
+    several = data.sizes["reading"] > 1
     return [
-        ": ".join([*([", ".join(methods)] if several else []), *([who] if who else []), words])
-        for (words, who), methods in shared.items()
+        ": ".join([*([", ".join(names)] if several else []), *([who] if who else []), words])
+        for (words, who), names in shared.items()
         if words
     ]
 

@@ -18,7 +18,7 @@ from interp.errors import InputError
 from interp.plots import curves, evidence
 from interp.plots.concepts import concepts, needed, similarity
 from interp.plots.matrices import ABOVE, ARROWS, FEWEST, by_group, form, heads, judges, panel, readers_named, standing
-from interp.plots.style import NEUTRAL, Drawing, colours, labels, look, note, rows, small, wrap
+from interp.plots.style import NEUTRAL, Drawing, colours, counted, labels, look, note, rows, small, wrap
 from interp.result import Result
 
 DIVERGING = "RdBu_r"
@@ -134,7 +134,7 @@ def sweeps(result: Result) -> Figure:
         _legend(fig, 0.3)
         steps = max(1, result.params["attack"]["steps"] // 2)
         n, free = data[names[0]].attrs["n"], "ε = 1 (255/255) binds nothing." if whole and sizes.max() >= 1 else ""
-        note(fig, 0.72, [f"n = {n} images, {steps} steps, mean with 95 % bootstrap bands; dotted: chance. {free}"])
+        note(fig, 0.72, [f"{counted(n)}, {steps} steps, mean with 95 % bootstrap bands; dotted: chance. {free}"])
     return fig
 
 

@@ -2,7 +2,9 @@
 
 The weights travel as bytes: 255 is the largest weight of a query's row, whose size (× uniform) stands beside it. Where queries
 or keys are pooled (PVT v2, arXiv 2106.13797) the patch pointed at is a cell of the queries' grid, and what it attends to is drawn
-in the cells of the keys'; both cover the image. Where attention runs inside windows, what is outside the query's has no colour.
+in the cells of the keys'; both cover the image. Where attention runs inside windows, what is outside the query's has no colour,
+nor has in MobileViT what is at another place in the patches. Colour goes by the root of a weight, since peaks of models are of
+different orders: on a linear scale that holds the largest the maps of the others would be black.
 """
 
 from __future__ import annotations
@@ -26,6 +28,15 @@ from interp.plots.images import SEQUENTIAL, name_of
 from interp.plots.style import labels, rows
 from interp.result import Result
 
+UNSEEN = {  # how `own` tells of which keys a query sees: what all others are
+    "of the same place in other patches": "another place in the patches",
+    "the same for all queries of a place in its patch": "another place in the patches",
+    "of its block and a halo": "outside its block and the halo around it",
+    "over the windows that the position is in": "outside the windows that it is in",
+}
+OTHERWISE = "outside its window or grid"
+HIGH = 0.9  # quantile of the largest weights of a model's rows
+
 
 def page(result: Result) -> str:
     """HTML with one panel per model for a result of kind 'attention_queries'.
@@ -45,7 +56,7 @@ def page(result: Result) -> str:
         "width": data.sizes["x"],
         "cover": COVER,
         "colours": _text(colours),
-        "limit": upper(_relative(data)),
+        "limit": upper(_high(data)),
         "most": float(np.ceil(largest)),
         "images": [_image(data, i) for i in range(data.sizes["image"])],
         "models": [_model(data, m) for m in order],
@@ -83,10 +94,10 @@ def _known(data: xr.Dataset, m: int) -> tuple[np.ndarray, np.ndarray]:
     return data["rows"].values[m, :, :queries, :keys], np.nan_to_num(data["peak"].values[m, :, :queries])
 
 
-def _relative(data: xr.Dataset) -> np.ndarray:
-    """Weights × keys of all models, without what pads their grids."""
-    known = (_known(data, m) for m in range(data.sizes["model"]))
-    return np.concatenate([(weights / 255 * peaks[..., None]).ravel() for weights, peaks in known])
+def _high(data: xr.Dataset) -> np.ndarray:
+    """The quantile HIGH of the largest weights of each model's rows; nothing where none was read."""
+    peaks = (_known(data, m)[1] for m in range(data.sizes["model"]))
+    return np.asarray([np.quantile(p, HIGH) for p in peaks if p.size])
 
 
 def _image(data: xr.Dataset, i: int) -> dict[str, Any]:
@@ -110,6 +121,7 @@ def _model(data: xr.Dataset, m: int) -> dict[str, Any]:
         "size": size,
         "reach": _reach(data, m),
         "seen": None if seen.all() else _text(np.packbits(seen)),
+        "unseen": next((words for known, words in UNSEEN.items() if known in str(data["own"].values[m])), OTHERWISE),
         "alike": alike,
         "rows": [_text(w[kept].astype(np.uint8)) for w in weights],
         "peaks": [[float(f"{v:.4g}") for v in p[kept]] for p in peaks],
@@ -135,8 +147,8 @@ PAGE = """<!doctype html>
   #controls { display: flex; flex-wrap: wrap; gap: .5rem 2rem; align-items: center; margin: .5rem 0 1rem; padding: .6rem 0;
     border: solid var(--line); border-width: 1px 0; }
   #controls label { display: flex; gap: .5rem; align-items: center; } select, input { font: inherit; max-width: 22rem; }
-  #legend { display: grid; grid-template-columns: 240px; font-size: .8rem; } #legend div { display: flex;
-    justify-content: space-between; } #legend canvas { width: 240px; height: 12px; }
+  #legend { display: grid; grid-template-columns: minmax(240px, auto); font-size: .8rem; } #legend div { display: flex;
+    width: 240px; justify-content: space-between; } #legend canvas { width: 240px; height: 12px; }
   #panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); column-gap: 1rem; }
   .panel { display: grid; grid-row: span 4; grid-template-rows: subgrid; align-content: start; margin-bottom: 1.25rem; }
   .panel h2 { font-size: .95rem; margin: 0 0 .3rem; overflow-wrap: anywhere; align-self: end; max-width: 240px; }
@@ -156,8 +168,8 @@ of those of attention spread evenly over the whole image.</p>
   <label>upper end of the scale <input id="limit" type="range" min="1" step="0.5"> <output id="shown"></output></label>
   <div id="legend"><canvas width="240" height="12"></canvas>
     <div><span>0</span><span id="middle"></span><span id="end"></span></div>
-    <span>× uniform; one scale for all panels</span>
-    <span id="unseen">no colour: outside its window or grid</span></div>
+    <span>× uniform, colour by its root; one scale for all panels</span>
+    <span id="unseen"></span></div>
 </div>
 <div id="panels"></div>
 <noscript>This page draws with JavaScript, which is switched off.</noscript>
@@ -212,7 +224,7 @@ function reading(m) {
   const row = m.rows[image].subarray(q * n, q * n + n), peak = m.peaks[image][q];
   const value = k => row[k] / 255 * peak, index = p => p[0] * m.size[1] + p[1];
   const bit = k => m.seen[q * n + k >> 3] >> 7 - (q * n + k) % 8 & 1, sees = k => !m.seen || bit(k);
-  const said = p => (sees(index(p)) ? times(value(index(p))) : "outside its window or grid") + " at " + named(p);
+  const said = p => (sees(index(p)) ? times(value(index(p))) : m.unseen) + " at " + named(p);
   return {at, row, value, sees, said, key: p => value(index(p))};
 }
 
@@ -254,7 +266,7 @@ function draw(panel) {
   read.row.forEach((v, k) => {
     if (v > read.row[top]) top = k;
     if (!read.sees(k)) return;
-    const c = 3 * Math.round(255 * Math.min(1, read.value(k) / limit));
+    const c = 3 * Math.round(255 * Math.sqrt(Math.min(1, read.value(k) / limit)));
     const e = edges(m, m.size, [Math.floor(k / columns), k % columns]);
     context.fillStyle = "rgb(" + colours[c] + "," + colours[c + 1] + "," + colours[c + 2] + ")";
     context.fillRect(e.left, e.up, e.w, e.h);
@@ -284,7 +296,7 @@ function show() {
   $("image").selectedIndex = image;
   $("limit").value = limit;
   $("shown").textContent = $("end").textContent = "≥ " + limit;
-  $("middle").textContent = limit / 2;
+  $("middle").textContent = limit / 4;
 }
 
 function remember() {
@@ -343,7 +355,9 @@ function add(title, under, model) {
   return panel;
 }
 
-$("unseen").hidden = !models.some(m => m.seen);
+const unseen = [...new Set(models.filter(m => m.seen).map(m => m.unseen))];
+$("unseen").hidden = !unseen.length;
+$("unseen").textContent = "no colour: " + unseen.join(", or ");
 const finest = models.reduce((a, b) => !a || b.asks[0] * b.asks[1] > a.asks[0] * a.asks[1] ? b : a, null);
 const panels = [add("image", "", null), ...models.map(m => add(m.label, m.own, m))];
 

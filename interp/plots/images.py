@@ -1,4 +1,4 @@
-"""What picture grids share: names of classes, titles, one scale under all panels."""
+"""What picture grids share: names of classes and of readings, titles, one scale under all panels."""
 
 from __future__ import annotations
 
@@ -13,6 +13,20 @@ from matplotlib.figure import Figure
 from interp.plots.style import labels, wrap
 
 SEQUENTIAL = "inferno"
+READINGS = {  # what figures call the readings of a model, and the maps judged beside them, that users type otherwise
+    "auto": "own attention or Grad-CAM",
+    "raw": "attention",
+    "channels": "channel attention, derived",
+    "weighted": "gradient-weighted attention",
+    "rollout": "roll-out",
+    "chefer": "gradient × attention",
+    "gradcam": "Grad-CAM",
+    "gradcam++": "Grad-CAM++",
+    "layercam": "LayerCAM",
+    "scorecam": "Score-CAM",
+    "integrated-gradients": "integrated gradients",
+    "smoothgrad": "SmoothGrad",
+}
 
 
 def class_names(data: xr.Dataset) -> list[str]:
@@ -21,9 +35,14 @@ def class_names(data: xr.Dataset) -> list[str]:
 
 
 def name_of(data: xr.Dataset, index: int) -> str:
-    """Name of a class, its number where names are unknown, '?' for an unknown label."""
+    """Name of a class, 'class 243' where names are unknown, '?' for an unknown label."""
     names = class_names(data)
-    return "?" if index < 0 else names[index] if index < len(names) else str(index)
+    return "?" if index < 0 else names[index] if index < len(names) else f"class {index}"
+
+
+def readings(data: xr.Dataset) -> list[str]:
+    """What the readings of a result are called, in its order."""
+    return [READINGS.get(str(name), str(name)) for name in data["reading"].values]
 
 
 def head(axes: np.ndarray, data: xr.Dataset, order: list[int]) -> None:

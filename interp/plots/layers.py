@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from interp.errors import InputError
 from interp.plots.attention import SCALE, bar, beside, covering, name_rows, panel, position, upper
-from interp.plots.style import NEUTRAL, Drawing, colours, epsilon, labels, look, note, rows, small, titles, wrap
+from interp.plots.style import NEUTRAL, Drawing, colours, counted, epsilon, labels, look, note, rows, small, titles, wrap
 from interp.result import Result
 
 NUMBERS = {
@@ -25,13 +25,23 @@ NUMBERS = {
     "diversity": "difference of heads (bits)",
     "focus": "share inside the object",
 }
+CHANNEL = "channel"  # the kind of layers whose rows are of channels
+LACKING = {  # why layers have no such number: those of attention between channels, and others
+    "distance": (
+        "attention between channels has no place in the image",
+        "where a class token or a pool asks, the query has none",
+    ),
+    "diversity": ("one head", "one head"),
+    "focus": ("attention between channels has no place in the image", ""),
+}
 
 
 def layers(result: Result) -> Figure:
     """Distance, entropy, diversity (and focus, where images have masks) of every layer against relative depth.
 
     Means over images with 95 % bootstrap bands; robust solid and filled, standard dashed and hollow. A measure that no model has
-    is left out; where a model lacks one (a class token has no place to measure a distance from) its line has a gap.
+    is left out; where a model lacks one (a class token has no place to measure a distance from) its line has a gap, and where
+    it has none at all a line under the panels says why.
     """
     data = result.data
     shown = [name for name in NUMBERS if name in data and np.isfinite(data[name].values).any()]
@@ -53,10 +63,11 @@ def layers(result: Result) -> Figure:
         if "focus" in shown:
             axes[-1].axhline(float(data["focus_area"].values.mean()), color="0.35", ls=":", lw=1, label="uniform map (focus)")
         counts = {int(data[name].attrs["n"]) for name in shown if "n" in data[name].attrs}
-        notes = [f"n = {', '.join(map(str, sorted(counts)))} images; mean over heads and images with 95 % bootstrap bands"]
+        notes = [f"{counted(', '.join(map(str, sorted(counts))))}; mean over heads and images with 95 % bootstrap bands"]
         dotted = "distance" in shown and "distance_uniform" in data
         notes += ["distance, dotted: of uniform attention on the same grid"] if dotted else []
         notes += _without(data, shown)
+        notes += [words for name in shown for words in _lacking(data, name, shown)]
         notes += _between_channels(data)
         note(fig, _legend(fig, axes, [labels(data)[m] for m in rows(data)]), notes, left=axes[0].get_position().x0)
     return fig
@@ -72,13 +83,33 @@ def _without(data: xr.Dataset, shown: Sequence[str]) -> list[str]:
     return [f"no attention layer: {', '.join(names)}{reason and f' ({reason})'}" for reason, names in without.items()]
 
 
+def _lacking(data: xr.Dataset, name: str, shown: Sequence[str]) -> list[str]:
+    """Which models that have other numbers have none of this one, and why."""
+    without: dict[str, list[str]] = {}
+    for m in rows(data):
+        known = {other for other in shown if np.isfinite(data[other].values[m]).any()}
+        if known and name not in known:
+            kinds = data["kind"].values[m] if "kind" in data else np.asarray([])
+            between, other = bool((kinds == CHANNEL).any()), bool(((kinds != CHANNEL) & (kinds != "")).any())
+            words = zip(LACKING.get(name, ("", "")), (between, other), strict=True)
+            why = "; ".join(dict.fromkeys(reason for reason, holds in words if reason and holds))
+            without.setdefault(why, []).append(labels(data)[m])
+    what = NUMBERS[name].partition(" (")[0]
+    return [f"no {what}: {', '.join(models)}{why and f' ({why})'}" for why, models in without.items()]
+
+
 def _between_channels(data: xr.Dataset) -> list[str]:
     """Which models have layers whose rows are of channels, not of tokens: their numbers are not of one kind with the others'."""
     if "kind" not in data:
         return []
-    between = [labels(data)[m] for m in rows(data) if (data["kind"].values[m] == "channel").any()]
-    counts = sorted({int((kinds == "channel").sum()) for kinds in data["kind"].values} - {0})
-    return [f"{', '.join(between)}: {', '.join(map(str, counts))} layers are attention between channels"] if between else []
+    between: dict[int, list[str]] = {}
+    for m in rows(data):
+        between.setdefault(int((data["kind"].values[m] == CHANNEL).sum()), []).append(labels(data)[m])
+    return [
+        f"{', '.join(models)}: {f'{n} layers are' if n > 1 else '1 layer is'} attention between channels"
+        for n, models in between.items()
+        if n
+    ]
 
 
 def _depth(data: xr.Dataset, m: int) -> np.ndarray:
@@ -101,7 +132,9 @@ def _line(ax: Axes, data: xr.Dataset, m: int, x: np.ndarray, v: np.ndarray, low:
 def shift(result: Result) -> Figure:
     """How far attacks move attention: divergence and accuracy against ε, and divergence by layer × ε for every model.
 
-    Lines are means over images, of the mean over a model's layers above, with 95 % intervals; the matrices share one scale.
+    Lines are means over images, of the mean over those of a model's layers that have a place in the image above, with 95 %
+    intervals; models that have but attention between channels are said to be the mean of that. The matrices have all layers, on
+    one scale.
     """
     data, order = result.data, rows(result.data)
     names, ticks = _sizes(result), range(data.sizes["eps"])
@@ -125,11 +158,21 @@ def shift(result: Result) -> Figure:
         for ax in (top, under):
             ax.grid(alpha=0.25)
         _matrices(fig, data, order, names, across)
-        n = f"n = {data['divergence'].attrs['n']} images; " if "n" in data["divergence"].attrs else ""
-        said = f"{n}divergence: Jensen–Shannon, 0 to 1, mean over layers; 95 % intervals, of accuracy Wilson's"
+        n = f"{counted(data['divergence'].attrs['n'])}; " if "n" in data["divergence"].attrs else ""
+        said = f"{n}divergence: Jensen–Shannon, 0 to 1; 95 % intervals, of accuracy Wilson's"
         below = _legend(fig, np.asarray([under]), [labels(data)[m] for m in order], columns=2)
-        note(fig, max(below, 1.15), [said, *_between_channels(data)])
+        note(fig, max(below, 1.15), [said, *_over(data), *_between_channels(data)])
     return fig
+
+
+def _over(data: xr.Dataset) -> list[str]:
+    """Over which layers the divergence of each model is the mean, where the result says so."""
+    means: dict[str, list[str]] = {}
+    for m in rows(data):
+        means.setdefault(str(data["over"].values[m]) if "over" in data else "all layers", []).append(labels(data)[m])
+    kept = {words: models for words, models in means.items() if words}
+    whose = {words: f" of {', '.join(models)}" if len(kept) > 1 else "" for words, models in kept.items()}
+    return [f"lines of divergence{of}: mean over {words}" for words, of in whose.items()]
 
 
 def _matrices(fig: Figure, data: xr.Dataset, order: list[int], names: list[str], across: int) -> None:

@@ -12,7 +12,7 @@ from matplotlib.transforms import ScaledTranslation
 from interp.errors import InputError
 from interp.plots.attacks import chosen, first_of, how, independence, judges, leaps, reading, short, size, way
 from interp.plots.images import name_of
-from interp.plots.style import Drawing, colours, grid, labels, look, row_names, rows
+from interp.plots.style import Drawing, colours, counted, grid, labels, look, row_names, rows
 from interp.result import Result
 
 CORNER = 34  # letters of how pictures were made that fit over the first column
@@ -144,7 +144,7 @@ def curves(result: Result) -> Figure:
             ax.set_xlabel("step")
         fig.align_ylabels()
         each = "; toward: each image's mean over the other classes" if data.sizes["direction"] > 2 else ""
-        _legend(fig, axes[-1, 0], _noted(f"n = {data.sizes['image']} images, mean and 95 % bootstrap band{each}", result))
+        _legend(fig, axes[-1, 0], _noted(f"{counted(data.sizes['image'])}, mean and 95 % bootstrap band{each}", result))
     return fig
 
 
@@ -207,7 +207,7 @@ def success(result: Result) -> Figure:
             kind += "; toward: 95 % bootstrap intervals over images"
         elif "success_n" in data and int(data["success_n"].values[:, 1].min()) < data.sizes["image"]:
             kind += f"; toward: {_span(data['success_n'].values[:, 1])} not of the target, nor read as it at the start"
-        _legend(fig, axes[0], _noted(f"n = {data.sizes['image']} images, {kind}", result), drop=0.6)
+        _legend(fig, axes[0], _noted(f"{counted(data.sizes['image'])}, {kind}", result), drop=0.6)
     return fig
 
 

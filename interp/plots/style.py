@@ -84,6 +84,11 @@ def epsilon(value: float) -> str:
     return f"ε = {scaled:g}/255" if abs(scaled - round(scaled)) < 1e-6 else f"ε = {value:.4g}"
 
 
+def counted(n: int | str, what: str = "image") -> str:
+    """'n = 1 image', 'n = 20 images'."""
+    return f"n = {n} {what}{'s' * (str(n) != '1')}"
+
+
 def grid(
     n_rows: int, n_cols: int, *, cell: float = 1.05, gap: float = 0.24, left: float = 1.0, top: float = 0.4
 ) -> tuple[Figure, np.ndarray]:

@@ -10,7 +10,7 @@ from interp.plots.attacks import NORMS, choices, judges, number, size
 from interp.plots.images import class_names, name_of
 from interp.plots.matrices import TWINS, by_group, further_judges, who_judges
 from interp.plots.perturbations import per_image, shares
-from interp.plots.style import epsilon, labels, rows
+from interp.plots.style import counted, epsilon, labels, rows
 from interp.result import Result
 
 CONTRIBUTION = "What each pixel contributes to the label's logit, in sum its change from where the method begins"
@@ -220,7 +220,7 @@ def _compared(result: Result) -> str:
     if further := further_judges(result.data):
         who += f", among them {', '.join(further)}, which only judge"
     return (
-        f"n = {result.data.sizes['image']} images. δ: targeted {attack['norm'].replace('linf', 'L∞')} PGD, {epsilon(attack['eps'])}, "
+        f"{counted(result.data.sizes['image'])}. δ: targeted {attack['norm'].replace('linf', 'L∞')} PGD, {epsilon(attack['eps'])}, "
         f"{attack['steps']} steps, each image toward one other class; {who}. Chance is {result.data.attrs['chance']:.0%}. In place of δ and of gradients the control has noise, "
         "and for how they look those of networks with random parameters, on fewer images. "
     )

@@ -55,11 +55,12 @@ def attention_shift(models: Sequence[Model], batch: Batch, params: Shift = Shift
     divergence (model, depth, eps): Jensen–Shannon divergence of the rows of weights in bits, 0 to 1, mean over queries, heads
     and images, with 95 % bootstrap intervals; layers in the order in which they run, NaN behind a model's last; of a layer of
     more than 2²² weights per image every k-th query takes part (see statistics.thinned). moved (model, eps): the same of each
-    image's mean over layers. layer, kind (model, depth). accuracy (model, eps): share read as labelled
-    both as it is and attacked, with Wilson intervals; an image without a label counts as what the model reads in it. picture
-    (model, eps, image, y, x, channel): the attacked images; map (model, eps, image, y, x): the model's own map of each, ÷ its
-    mean, read as how (model) says; where a method explains a class, the one that the image itself is read as. Limit: at ε = 0
-    the divergence is 0.
+    image's mean over the layers that over (model) names in words: those that have a place in the image, or where a model has but
+    attention between channels, whose divergences are of another size, these. layer, kind (model, depth). accuracy (model, eps):
+    share read as labelled both as it is and attacked, with Wilson intervals; an image without a label counts as what the model
+    reads in it. picture (model, eps, image, y, x, channel): the attacked images; map (model, eps, image, y, x): the model's own
+    map of each, ÷ its mean, read as how (model) says; where a method explains a class, the one that the image itself is read as.
+    Limit: at ε = 0 the divergence is 0.
     """
     started = time.perf_counter()
     for model in models:
@@ -85,11 +86,11 @@ def attention_shift(models: Sequence[Model], batch: Batch, params: Shift = Shift
         },
         coords=model_coords(models) | {"eps": list(sizes), "image": list(batch.ids)},
     )
-    counts = np.isfinite(moved).sum(1)
-    over = np.where(counts > 0, np.nansum(moved, 1) / np.maximum(counts, 1), np.nan)  # (model, eps, image)
-    attrs = {"unit": "bits", "better": "none", "n": len(batch), "long_name": "divergence, mean over layers"}
-    spans = [bootstrap(v) for v in over.reshape(-1, len(batch))]
-    data = data.assign(with_interval("moved", ("model", "eps"), spans, over.shape[:2], **attrs))
+    means, over = _over_layers(moved, kinds.astype(str))
+    data["over"] = ("model", over)
+    attrs = {"unit": "bits", "better": "none", "n": len(batch), "long_name": "divergence, mean over the layers named in `over`"}
+    spans = [bootstrap(v) for v in means.reshape(-1, len(batch))]
+    data = data.assign(with_interval("moved", ("model", "eps"), spans, means.shape[:2], **attrs))
     spans = [bootstrap(v) for v in moved.reshape(-1, len(batch))]
     attrs = {"unit": "bits", "better": "none", "n": len(batch), "long_name": "divergence of attention"}
     data = data.assign(with_interval("divergence", ("model", "depth", "eps"), spans, moved.shape[:3], **attrs))
@@ -99,6 +100,24 @@ def attention_shift(models: Sequence[Model], batch: Batch, params: Shift = Shift
     data = data.assign(with_interval("accuracy", ("model", "eps"), rates, shape, **attrs))
     title = "Attention under attack"
     return Result.of("attention_shift", title, data, params=params, models=models, batch=batch, started=started)
+
+
+PLACED, BETWEEN = "layers that have a place in the image", "layers of attention between channels, there being no other"
+
+
+def _over_layers(moved: np.ndarray, kinds: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Mean of moved (model, depth, eps, image) over layers of one sort, (model, eps, image), and in words which these are.
+
+    Channels differ far less than places do, so that the two are not averaged: those with a place count where there are any.
+    """
+    means, over = np.full((len(moved), *moved.shape[2:]), np.nan), []
+    for m, (block, names) in enumerate(zip(moved, kinds, strict=True)):
+        placed = (names != "channel") & (names != "")
+        taken = placed if placed.any() else names != ""
+        over.append(PLACED if placed.any() else BETWEEN if taken.any() else "")
+        if taken.any():
+            means[m] = block[taken].mean(0)
+    return means, over
 
 
 class _Shifted(NamedTuple):
