@@ -7,18 +7,14 @@ file is complete or absent, because it is written under a temporary name and ren
 from __future__ import annotations
 
 import hashlib
-import importlib
-import inspect
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -242,33 +238,3 @@ def described(data: xr.Dataset, words: Mapping[str, tuple[str, str]]) -> xr.Data
         if name in data.variables:
             data[name].attrs |= {"long_name": long_name} | ({"unit": unit} if unit else {})
     return data
-
-
-class CalledModule(ModuleType):
-    """A package that can be called as one of its functions, whose signature and docstring it has; imported when first asked."""
-
-    _called: tuple[str, str]  # module and name of the function
-
-    @property
-    def _function(self) -> Callable[..., Any]:
-        module, name = self._called
-        return getattr(importlib.import_module(module), name)
-
-    @property
-    def __doc__(self) -> str | None:  # type: ignore[override]
-        return self._function.__doc__
-
-    @property
-    def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self._function)
-
-    @property
-    def __call__(self) -> Callable[..., Any]:  # no method: notebooks show its signature too
-        return self._function
-
-
-def call_as(package: str, function: str) -> None:
-    """Let a package be called as its function MODULE.NAME."""
-    module, _, name = function.rpartition(".")
-    sys.modules[package].__class__ = CalledModule
-    sys.modules[package].__dict__["_called"] = (f"{package}.{module}", name)

@@ -15,6 +15,7 @@ import interp
 
 ROOT = Path(interp.__file__).parent
 LAYER = {
+    "called": 0,
     "errors": 0,
     "types": 0,
     "result": 0,

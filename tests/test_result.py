@@ -238,3 +238,12 @@ def test_provenance_is_recorded(tiny: Any, samples: Batch) -> None:
     assert result.inputs == {"models": [model.digest], "ids": ["tiny_resnet"], "batch": samples.digest}
     assert result.params == {"eps": 0.5, "name": "ε", "values": (1, 2)}
     assert result.made["seconds"] > 0 and set(result.made["versions"]) == {"numpy", "robust-interp", "timm", "torch"}
+
+
+def test_every_analysis_wants_a_list_of_models(tiny_models: list[Model], samples: Batch) -> None:
+    """A single model is the commonest slip, and means the same error everywhere."""
+    analyses = ("attention", "attention_by_layer", "attention_heads", "attention_queries", "attention_shift", "accumulate")
+    for name in (*analyses, "accuracy", "compare", "faithfulness", "invert", "sweep", "synthesise"):
+        for models, said in ((tiny_models[0], "itself; expected a list of models"), ([], "no models were given")):
+            with pytest.raises(InputError, match=said):
+                getattr(interp, name)(models, samples)

@@ -3,6 +3,6 @@
 The package can be called: `interp.attention(models, batch, interp.Attend(…))` is `interp.attention.attend.attend`.
 """
 
-from interp.result import call_as
+from interp.called import call_as
 
 call_as(__name__, "attend.attend")

@@ -21,7 +21,7 @@ from interp.attributes.groups import OWN, Sizes
 from interp.attributes.panel import sweep
 from interp.attributes.table import Column, tabulate
 from interp.models.load import check_labels
-from interp.models.model import Model, check_apart, model_coords, twins
+from interp.models.model import Model, check_apart, check_some, model_coords, twins
 from interp.result import Measure, Result
 from interp.types import Batch, InputError, Labels
 
@@ -85,6 +85,7 @@ def compare(models: Sequence[Model], batch: Batch, params: Compare = Compare()) 
     Raises InputError for unlabelled images, models or judges of different classes, and one that is given twice.
     """
     started = time.perf_counter()
+    check_some(models)
     panel = [*models, *params.judges]
     _check(panel, batch)
     goals = goals_of(batch.labels, models[0].card.num_classes)

@@ -3,6 +3,6 @@
 The package can be called: `interp.faithfulness(models, batch, …)` is `interp.faithfulness.faithfulness.faithfulness`.
 """
 
-from interp.result import call_as
+from interp.called import call_as
 
 call_as(__name__, "faithfulness.faithfulness")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from interp.attacks.pgd import PGD
 from interp.attacks.search import attack
 from interp.models.load import check_labels
-from interp.models.model import Model, macs, model_coords
+from interp.models.model import Model, check_some, macs, model_coords
 from interp.result import Result, with_interval
 from interp.robustness.autoattack import autoattack
 from interp.stats import wilson
@@ -54,6 +54,7 @@ def correct(
 
 def accuracy(models: Sequence[Model], batch: Batch, params: Accuracy = Accuracy()) -> Result:
     """Clean and robust accuracy of each model on the same images, with size and cost. Raises InputError without labels."""
+    check_some(models)
     if bool((batch.labels < 0).any()):
         raise InputError("accuracy needs labelled images; a single image file has no label: use folder: or parquet:")
     started = time.perf_counter()

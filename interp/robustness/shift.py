@@ -22,7 +22,7 @@ from interp.attention.capture import Captured, by_pieces, capture
 from interp.attention.layout import has_attention
 from interp.attention.readings import read
 from interp.attention.statistics import divergence, thinned
-from interp.models.model import Model, model_coords
+from interp.models.model import Model, check_some, model_coords
 from interp.result import Result, with_interval
 from interp.stats import bootstrap, wilson
 from interp.types import Batch, Images, InputError, pixels
@@ -63,6 +63,7 @@ def attention_shift(models: Sequence[Model], batch: Batch, params: Shift = Shift
     Limit: at ε = 0 the divergence is 0.
     """
     started = time.perf_counter()
+    check_some(models)
     for model in models:
         model.check_images(batch.images.shape)
     sizes = (0.0, *params.eps)
