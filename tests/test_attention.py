@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,7 @@ from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
 from torch.overrides import _get_current_function_mode
 
+import interp
 from interp.attention.cam import cam
 from interp.attention.capture import Captured, capture
 from interp.attention.geometry import Geometry, of_patches, of_pixels, of_windows
@@ -25,8 +28,8 @@ from interp.attention.maps import channel_readout, class_map, dense, enlarge, pl
 from interp.attention.statistics import distance
 from interp.attention.watch import fused_weights
 from interp.models.build import build
-from interp.models.model import Model
-from interp.types import InputError
+from interp.models.model import Model, eager
+from interp.types import Batch, InputError
 from tests.attention_nets import NETS, formula, images, make, of, projected, wrap
 
 PREFIX = {"cait": 0, "vit_avg": 0, "deit": 2, "vit_reg": 4}  # tokens before the patches, 1 for the other transformers
@@ -215,7 +218,7 @@ def test_a_model_compiled_before_is_recorded(whole: bool) -> None:
 
 
 @pytest.mark.parametrize("cast", [True, False])
-@pytest.mark.parametrize("name", ["vit", "swin", "mobilevit", "xcit"])
+@pytest.mark.parametrize("name", ["vit", "swin", "mobilevit", "mobilevitv2", "xcit"])
 def test_half_precision_is_recorded_in_single(name: str, cast: bool) -> None:
     """Under autocast as in a model of bfloat16: logits as without, weights and values near those of float32."""
     model, x = make(name), of(name)
@@ -231,6 +234,28 @@ def test_half_precision_is_recorded_in_single(name: str, cast: bool) -> None:
         assert torch.allclose(c.weights @ c.values, c.output.float(), atol=0.02 * float(c.output.abs().max())), c.name
         fused = c.kind in ("class", "unfold", "self")
         assert torch.allclose(c.weights.sum(-1), torch.ones(()), atol=1e-5 if fused else 1e-2), c.name
+
+
+def test_a_model_of_half_precision_is_analysed_by_every_method(samples: Batch) -> None:
+    model = copy.deepcopy(make("mobilevit")).to(torch.bfloat16)
+    methods = ("raw", "weighted", "rollout", "chefer", "gradcam", "layercam")
+    data = interp.attention([model], samples[:2], interp.Attend(methods)).data
+    exact = interp.attention([make("mobilevit")], samples[:2], interp.Attend(methods)).data
+    assert np.isfinite(data["map"]).all() and (abs(data["map"] - exact["map"]).mean(("image", "y", "x")) < 0.2).all()
+
+
+def test_the_stance_of_the_compiler_is_restored_whoever_leaves_last() -> None:
+    """One stance for all threads: they need not leave in the reverse order in which they came."""
+    from torch._dynamo import eval_frame
+
+    first, second = eager(), eager()
+    before = eval_frame._stance
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert eval_frame._stance.stance == "force_eager"
+    second.__exit__(None, None, None)
+    assert eval_frame._stance == before
 
 
 def test_dropped_weights_are_refused_where_nobody_sees_them() -> None:

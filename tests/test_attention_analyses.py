@@ -30,7 +30,7 @@ from interp.attention.readings import METHODS as READERS
 from interp.attention.readings import How, read
 from interp.attention.rollout import HEADS
 from interp.attention.statistics import distance
-from interp.models.model import Model
+from interp.models.model import Model, model_coords
 from interp.plots.attention import channels, heads
 from interp.plots.hover import page
 from interp.plots.layers import layers, shift, shift_maps
@@ -309,6 +309,22 @@ def test_wrong_parameters_are_refused_where_they_are_given(name: str) -> None:
     make, says = WRONG[name]
     with pytest.raises(InputError, match=says):
         make()
+
+
+def test_numbers_of_numpy_are_those_of_python() -> None:
+    pixel, head = np.unravel_index(40, (32, 32)), np.int64(0)
+    given = Attend(head=head, query=tuple(pixel))  # type: ignore[arg-type]
+    assert given == Attend(head=0, query=(1, 8)) and [type(v) for v in (given.head, *(given.query or ()))] == [int] * 3
+
+
+def test_classes_are_named_only_where_all_models_have_these_names(tiny_models: list[Model], samples: Batch) -> None:
+    def named(**other: object) -> object:
+        card = dataclasses.replace(tiny_models[1].card, **other)  # type: ignore[arg-type]
+        return model_coords([tiny_models[0], Model(tiny_models[1].net, card)]).get("class")
+
+    own = list(tiny_models[0].card.labels)
+    assert len(own) == 10 and named() == named(labels=()) == own
+    assert named(labels=tuple(reversed(own))) is None and named(labels=(), num_classes=12) is None
 
 
 def test_one_name_may_be_given_alone(tiny_models: list[Model]) -> None:

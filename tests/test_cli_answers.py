@@ -107,6 +107,8 @@ def test_only_one_file_without_a_card_is_overruled_without_its_name(files: Path)
         interp.InputError, match=r"no model is given as other.pt; expected FILE=VALUE with one of res.pt, bare.pt"
     ):
         answer("res.pt", "bare.pt", arch=["other.pt=xcit_p4"])
+    with pytest.raises(interp.InputError, match=r"--arch-arg is 'other.pt=depth=2', but no model is given as other.pt"):
+        answer("res.pt", "bare.pt", args=["other.pt=depth=2"])
     with pytest.raises(interp.InputError, match="--normalise is none and half; give one, or for one of several files FILE=VALUE"):
         answer("res.pt", "bare.pt", normalise=["none", "half"])
 

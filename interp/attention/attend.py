@@ -32,10 +32,20 @@ FIELDS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def check_fields(params: Any) -> None:
-    """Raise InputError where a field of FIELDS that the parameters have holds what it does not take."""
+    """Raise InputError where a field of FIELDS that the parameters have holds what it does not take; numbers become Python's."""
     for name, (takes, expected) in FIELDS.items():
-        if hasattr(params, name) and not takes(value := getattr(params, name)):
-            raise InputError(f"{name} is {value!r}; expected {expected}")
+        if hasattr(params, name):
+            value = _plain(getattr(params, name))
+            if not takes(value):
+                raise InputError(f"{name} is {value!r}; expected {expected}")
+            object.__setattr__(params, name, value)
+
+
+def _plain(value: Any) -> Any:
+    """Without NumPy's types, which results cannot be looked up by."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def as_names(given: str | Iterable[str]) -> tuple[str, ...]:

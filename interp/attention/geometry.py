@@ -6,8 +6,8 @@ every token of every group which position of the grid it is, so that maps, dista
 Where keys are pooled, as in PVT v2 (arXiv 2106.13797), or windows of keys are wider than those of their queries, as in HaloNet
 (arXiv 2103.12731), the queries stand elsewhere, `Geometry.asking`. Where windows overlap, a position is a token of several
 groups: what it attends to, and what is attended to it, are then sums over these.
-A grid covers the image, unless patches were padded beyond its right and lower edge, as by Swin and by a ViT for images of any
-size: then it covers `Geometry.extent`.
+A grid is taken to cover the image, but where Swin, or a ViT for images of any size, pads patches beyond its right and lower edge:
+there it covers `Geometry.extent`.
 """
 
 from __future__ import annotations

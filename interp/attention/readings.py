@@ -64,7 +64,7 @@ class Reading:
 
     def on_image(self, size: Grid) -> Maps:
         """The maps bilinearly at the size of the image, (n, *size)."""
-        return enlarge(self.maps, size, extent=self.extent)
+        return enlarge(self.maps.to(torch.promote_types(self.maps.dtype, torch.float32)), size, extent=self.extent)
 
 
 @dataclass(frozen=True)

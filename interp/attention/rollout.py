@@ -110,7 +110,7 @@ def gradient_weighted(layers: Sequence[Captured], score: Tensor, *, head: str | 
     for layer, gradient in zip(layers, found, strict=True):
         if gradient is None:
             raise InputError(f"attention layer {layer.name} has no part in the logits")
-        sensitivity = gradient.detach() @ layer.values.transpose(-2, -1)
+        sensitivity = gradient.detach().to(layer.values) @ layer.values.transpose(-2, -1)
         matrices.append(reduce_heads((sensitivity * layer.weights).clamp_min(0), head))
     return matrices
 

@@ -124,7 +124,7 @@ class Watch(TorchFunctionMode):
             if len(by) == 1 == len(args) - 1:
                 weights = self._formed(self._outer[0], self._inner.weights)
                 weights = weights / by[0] if "div" in name else weights * by[0]
-                self.products.append(Product(weights, self._inner.values[..., : out.shape[-1]], out))
+                self.products.append(Product(_single(weights), _single(self._inner.values[..., : out.shape[-1]]), out))
                 self._outer = None
 
     def _formed(self, query: Tensor, key: Tensor) -> Tensor:
@@ -222,4 +222,4 @@ def _context(scores: Tensor, keys: Tensor) -> Product:
     """MobileViT v2's scores (n, 1, pixels, patches) and keys (n, d, pixels, patches) as weights and values of one query."""
     weights = scores.permute(0, 2, 1, 3).flatten(0, 1)[:, None]
     values = keys.permute(0, 2, 3, 1).flatten(0, 1)[:, None]
-    return Product(weights.detach(), values.detach(), weights @ values)
+    return Product(_single(weights.detach()), _single(values.detach()), weights @ values)

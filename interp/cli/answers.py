@@ -195,9 +195,10 @@ def from_options(
 def _addressed(name: str, text: str, specs: Sequence[str]) -> tuple[str, str]:
     """The file that a value is for, '' for every one, and the value."""
     spec = max((s for s in specs if text.startswith(f"{s}=")), key=len, default="")
-    if not spec and "=" in text and name != "arch_args":
+    file = text.rpartition("=")[0] if name != "arch_args" else text.rpartition("=")[0].rpartition("=")[0]  # of FILE=KEY=VALUE
+    if not spec and file:
         raise InputError(
-            f"{ADDRESSED[name]} is {text!r}, but no model is given as {text.rpartition('=')[0]}; expected FILE=VALUE with "
+            f"{ADDRESSED[name]} is {text!r}, but no model is given as {file}; expected FILE=VALUE with "
             f"one of {', '.join(specs) or 'the files given'}"
         )
     return spec, text.removeprefix(f"{spec}=") if spec else text

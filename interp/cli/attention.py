@@ -86,7 +86,7 @@ def attention(
     asked = pixel("--query", query)
     params = Attend(tuple(method.split(",")), layer, int(head) if head.isdigit() else head, asked)
     shift = None if under_attack is None else _sizes(under_attack, norm, steps, params.methods[0])
-    chosen, batch = inputs(models, images, max(n, 20), device, said=said, labelled=shift is not None)
+    chosen, batch = inputs(models, images, max(n, 20), device, said=said, labelled=False)
     shared = _attended(layer, params.methods, chosen)
     few = spread(batch, n)
     result = figure("attention", attend, chosen, few, params, out_dir)
@@ -209,7 +209,7 @@ def print_verdicts(result: Result) -> None:
     from rich.text import Text
 
     from interp.plots.faithfulness import PAIRED, in_short, unread
-    from interp.plots.style import labels, rows
+    from interp.plots.style import counted, labels, rows
 
     data = result.data
     measures = [data[name] for name in result.measures if name != "randomisation_similarity"]
@@ -225,6 +225,6 @@ def print_verdicts(result: Result) -> None:
             cells = [f"{value:.3f} [{low:.3f}, {high:.3f}]" if value == value else "–" for value, low, high in ends]
             table.add_row(f"  {method}", *cells, in_short(at["trusted"].item()))
     out.print(table)
-    said = f"Mean [95 % interval], n = {data.sizes['image']} images. Compare methods on one model, not models with each other."
+    said = f"Mean [95 % interval], {counted(data.sizes['image'])}. Compare methods on one model, not models with each other."
     for line in (said, PAIRED, *unread(data)):
         out.print(line, highlight=False, markup=False)

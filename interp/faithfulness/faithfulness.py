@@ -107,9 +107,9 @@ class Faithfulness:
 
 
 def faithfulness(
-    models: Sequence[Model], batch: Batch, params: Faithfulness = Faithfulness(), *, maps_of: Mapping[str, Method] = METHODS
+    models: Sequence[Model], batch: Batch, params: Faithfulness = Faithfulness(), *, maps_of: Mapping[str, Method] | None = None
 ) -> Result:
-    """Judge the maps of params.methods, by their functions in `maps_of`, and of the controls, on every model.
+    """Judge the maps of params.methods, by their functions in `maps_of` (METHODS), and of the controls, on every model.
 
     models: a list of models, as interp.load gives them. batch: images of the models' size, as interp.images gives them; labels
     are not used. params: interp.Faithfulness(methods, steps, baseline, patch, …), whose docstring lists the methods.
@@ -126,6 +126,7 @@ def faithfulness(
     and `trusted` says why.
     """
     started = time.perf_counter()
+    maps_of = METHODS if maps_of is None else maps_of
     _check(models, batch, maps_of, params)
     table = {**{name: maps_of[name] for name in params.methods}, **CONTROLS}
     targets, found = [], []

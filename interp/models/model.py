@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -62,7 +63,7 @@ class Model(nn.Module):
         h = hashlib.sha256(repr((self.card.arch, sorted(self.card.arch_args.items()), self.card.preprocess)).encode())
         for name, tensor in sorted(self.net.state_dict().items()):
             h.update(name.encode())
-            h.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            h.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return h.hexdigest()
 
     @property
@@ -88,9 +89,28 @@ class Model(nn.Module):
         )
 
 
-def eager() -> AbstractContextManager[object]:
-    """Inside, compiled modules run as they are written: what torch compiled leaves out hooks that are set afterwards."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+_uncompiled, _running = threading.Lock(), ExitStack()
+_inside = 0  # how many threads or nested calls are inside `eager`
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """Inside, compiled modules run as they are written: what torch compiled leaves out hooks that are set afterwards.
+
+    torch has one stance for all threads, so the first to come sets it and the last to go restores it.
+    """
+    global _inside
+    with _uncompiled:
+        if not _inside and "torch._dynamo" in sys.modules:
+            _running.enter_context(torch.compiler.set_stance("force_eager"))
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _uncompiled:
+            _inside -= 1
+            if not _inside:
+                _running.close()
 
 
 def family_of(net: nn.Module) -> str:
@@ -118,7 +138,8 @@ def model_coords(models: Sequence[Model]) -> dict[str, Any]:
     """Coordinates of a result over models: ids, whether each is robust, the group of its architecture, a short label.
 
     Twins (one architecture with one set of arguments) share a group, named by what their ids have in common. Labels such as
-    'XCiT robust' are used where training is known and no two models share one, else the id.
+    'XCiT robust' are used where training is known and no two models share one, else the id. Names of classes where the models
+    that have some have the same.
     """
     built = [(m.card.arch, tuple(sorted((k, str(v)) for k, v in m.card.arch_args.items()))) for m in models]
     twins = {b: [m.card.id for m, other in zip(models, built, strict=True) if other == b] for b in built}
@@ -126,7 +147,9 @@ def model_coords(models: Sequence[Model]) -> dict[str, Any]:
     alike = [b for b, name in names.items() if list(names.values()).count(name) > 1]
     names |= {b: twins[b][0] for b in alike}  # where two architectures' ids begin alike, the first id of each
     titles = [_label(m) for m in models]
-    names_known = {"class": list(models[0].card.labels)} if models[0].card.labels else {}
+    labels = next((m.card.labels for m in models if m.card.labels), ())
+    named = all(m.card.num_classes == len(labels) and m.card.labels in ((), labels) for m in models)
+    names_known = {"class": list(labels)} if labels and named else {}
     return names_known | {
         "label": ("model", [t if titles.count(t) == 1 else m.card.id for t, m in zip(titles, models, strict=True)]),
         "model": [m.card.id for m in models],

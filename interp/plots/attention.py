@@ -85,13 +85,16 @@ def _images_by_models(data: xr.Dataset, images: list[int], limit: float) -> Figu
     note(
         fig,
         0.75,
-        [*_readings(data), *["under a map: what the model reads, where it is not the image's class"] * told, *_ringed(query)],
+        [*_readings(data), *[_UNDER if (data["truth"].values >= 0).any() else _UNDER.partition(",")[0]] * told, *_ringed(query)],
     )
     return fig
 
 
+_UNDER = "under a map: what the model reads, where it is not the image's class"
+
+
 def _apart(data: xr.Dataset, m: int, i: int) -> str:
-    """'reads dog' where a model reads something else in an image than its class, '' where that is it, or unknown."""
+    """'reads dog' where a model does not read an image as its class, '' where it does, or where what it reads is not known."""
     read = int(data["prediction"].values[m, i]) if "prediction" in data else int(data["truth"].values[i])
     return "" if read == int(data["truth"].values[i]) else f"reads {short(name_of(data, read))}"
 

@@ -23,7 +23,7 @@ from interp.attention.layout import has_attention
 from interp.attention.readings import read
 from interp.attention.statistics import divergence, thinned
 from interp.models.model import Model, check_some, model_coords
-from interp.result import Result, with_interval
+from interp.result import Result, described, with_interval
 from interp.stats import bootstrap, wilson
 from interp.types import Batch, Images, InputError, pixels
 
@@ -79,7 +79,7 @@ def attention_shift(models: Sequence[Model], batch: Batch, params: Shift = Shift
             "layer": (("model", "depth"), names.astype(str)),
             "kind": (("model", "depth"), kinds.astype(str)),
             "values_divergence": (("model", "depth", "eps", "image"), moved.astype(np.float32)),
-            "map": (("model", "eps", "image", "y", "x"), np.stack([f.maps for f in found]), {"unit": "× mean"}),
+            "map": (("model", "eps", "image", "y", "x"), np.stack([f.maps for f in found])),
             "how": ("model", [f.how for f in found]),
             "picture": (("model", "eps", "image", "y", "x", "channel"), np.stack([f.pictures for f in found])),
             "original": (("image", "y", "x", "channel"), pixels(batch.images)),
@@ -99,10 +99,20 @@ def attention_shift(models: Sequence[Model], batch: Batch, params: Shift = Shift
     shape = (len(models), len(sizes))
     attrs = {"unit": "share", "better": "higher", "n": len(batch), "long_name": "accuracy"}
     data = data.assign(with_interval("accuracy", ("model", "eps"), rates, shape, **attrs))
+    data = described(data, WORDS)
     title = "Attention under attack"
     return Result.of("attention_shift", title, data, params=params, models=models, batch=batch, started=started)
 
 
+WORDS = {
+    "layer": ("name of the layer, '' behind the model's last", ""),
+    "kind": ("kind of attention of the layer, '' behind the last", ""),
+    "values_divergence": ("divergence of attention, image by image", "bits"),
+    "map": ("what is looked at ÷ its mean over the image", "× mean"),
+    "how": ("how the maps were read, or why not", ""),
+    "picture": ("the attacked image", "share of full intensity"),
+    "over": ("which layers `moved` is the mean over", ""),
+}
 PLACED, BETWEEN = "layers that have a place in the image", "layers of attention between channels, there being no other"
 
 
