@@ -230,6 +230,21 @@ def with_interval(
 
 COMMON = {"original": ("the image", "share of full intensity"), "truth": ("label of the image, −1 unknown", "class index")}
 
+READINGS = {  # what figures call the readings of a model, and the maps judged beside them, that users type otherwise
+    "auto": "own attention or Grad-CAM",
+    "raw": "attention",
+    "channels": "channel attention, derived",
+    "weighted": "gradient-weighted attention",
+    "rollout": "roll-out",
+    "chefer": "gradient × attention",
+    "gradcam": "Grad-CAM",
+    "gradcam++": "Grad-CAM++",
+    "layercam": "LayerCAM",
+    "scorecam": "Score-CAM",
+    "integrated-gradients": "integrated gradients",
+    "smoothgrad": "SmoothGrad",
+}
+
 
 def described(data: xr.Dataset, words: Mapping[str, tuple[str, str]]) -> xr.Dataset:
     """The dataset with `long_name` and `unit` ('' for words and yes or no) of the variables in `words` and COMMON that it has."""

@@ -508,23 +508,15 @@ def test_synthesise_from_a_gaussian_toward_named_classes(checkpoints: Path, tmp_
     assert (moved > 0.1).all() and (moved < 4 + 1e-4).all()
 
 
-def test_a_saved_result_is_drawn_again_without_torch(checkpoints: Path, tmp_path: Path, run: Run) -> None:
+@pytest.mark.parametrize(("kind", "made"), [("attention", "attention.png"), ("attention_queries", "attention.html")])
+def test_a_saved_result_is_drawn_again_without_torch(kind: str, made: str, checkpoints: Path, tmp_path: Path, run: Run) -> None:
     assert run("attention", "tiny_linf", "-n", "1", "--grids", "0", "--out-dir", tmp_path / "out")[0] == 0
-    (saved,) = (tmp_path / "out" / "results").glob("attention-*.nc")
+    (saved,) = (tmp_path / "out" / "results").glob(f"{kind}-*.nc")
     code = ending_well("interp", "plot", str(saved), "--out-dir", str(tmp_path / "again"))
     done = python(f"{code}\nassert 'torch' not in sys.modules and 'timm' not in sys.modules")
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "again" / "attention.png").read_bytes() == (tmp_path / "out" / "attention.png").read_bytes()
-
-
-def test_a_saved_page_is_written_again_without_torch(checkpoints: Path, tmp_path: Path, run: Run) -> None:
-    assert run("attention", "tiny_linf", "-n", "1", "--grids", "0", "--out-dir", tmp_path / "out")[0] == 0
-    (saved,) = (tmp_path / "out" / "results").glob("attention_queries-*.nc")
-    code = ending_well("interp", "plot", str(saved), "--out-dir", str(tmp_path / "again"))
-    done = python(f"{code}\nassert 'torch' not in sys.modules and 'timm' not in sys.modules")
-    assert done.returncode == 0, done.stderr
-    assert f"wrote {tmp_path / 'again' / 'attention.html'}" in " ".join(done.stdout.split())
-    assert (tmp_path / "again" / "attention.html").read_bytes() == (tmp_path / "out" / "attention.html").read_bytes()
+    assert f"wrote {tmp_path / 'again' / made}" in " ".join(done.stdout.split())
+    assert (tmp_path / "again" / made).read_bytes() == (tmp_path / "out" / made).read_bytes()
 
 
 NEEDLESS = {

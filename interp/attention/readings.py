@@ -41,6 +41,7 @@ from interp.attention.layout import (
 )
 from interp.attention.maps import channel_readout, channel_rows, class_map, enlarge, query_map, received_map
 from interp.attention.rollout import gradient_weighted, last_stage, reduce_heads, relevance, rollout
+from interp.result import READINGS
 from interp.types import Images, InputError, Labels, Maps
 
 if TYPE_CHECKING:
@@ -326,7 +327,7 @@ def _cam(model: Model, x: Images, targets: Labels | None, how: How, *, method: s
         raise InputError("a class activation map has no queries")
     named = how.layer if how.layer is not None and how.layer not in _attention_or_none(model) else None
     maps = cam(model, x, model.read(x).argmax(1) if targets is None else targets, method=method, layer=named)
-    return Reading(maps, f"{TITLES[method]} of {_logit(targets)} at layer {named or map_layer(model)}")
+    return Reading(maps, f"{READINGS[method]} of {_logit(targets)} at layer {named or map_layer(model)}")
 
 
 def _attention_or_none(model: Model) -> list[str]:
@@ -341,18 +342,6 @@ def _auto(model: Model, x: Images, targets: Labels | None, how: How) -> Reading:
     return _cam(model, x, targets, how, method="gradcam")
 
 
-TITLES = {
-    "auto": "own attention or Grad-CAM",
-    "raw": "attention",
-    "channels": "channel attention, derived",
-    "weighted": "gradient-weighted attention",
-    "rollout": "roll-out",
-    "chefer": "gradient × attention",
-    "gradcam": "Grad-CAM",
-    "gradcam++": "Grad-CAM++",
-    "layercam": "LayerCAM",
-    "scorecam": "Score-CAM",
-}
 Method = Callable[["Model", Images, Labels | None, How], Reading]
 METHODS: dict[str, Method] = {
     "auto": _auto,

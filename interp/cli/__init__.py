@@ -8,6 +8,7 @@ import sys
 from rich.console import Console
 
 from interp.cli import analyses as analyses
+from interp.cli import attacks as attacks
 from interp.cli import attention as attention
 from interp.cli import checkpoints as checkpoints
 from interp.cli.options import app as app

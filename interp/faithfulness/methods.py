@@ -12,7 +12,8 @@ from typing import TypeAlias
 
 from torch import nn
 
-from interp.attention.readings import TITLES, read
+from interp.attention.readings import METHODS as READERS
+from interp.attention.readings import read
 from interp.faithfulness.baselines import centre, edges, flat, noise, smooth_noise
 from interp.faithfulness.draws import normals
 from interp.gradients.fold import Folded, fold
@@ -25,7 +26,7 @@ from interp.types import Images, InputError, Labels, Maps
 Method: TypeAlias = Callable[[Model, Images, Labels], Maps]
 DRAWS, SIGMA = 32, 0.1  # points per image of integrated gradients and SmoothGrad, width of its noise in units of [0, 1]
 RANDOM, EDGES = "random", "edges"
-READINGS = tuple(name for name in TITLES if name != "auto")  # which is another, model by model
+READINGS = tuple(name for name in READERS if name != "auto")  # which is another, model by model
 
 
 def saliency(model: Model, x: Images, y: Labels) -> Maps:

@@ -11,22 +11,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from interp.plots.style import labels, wrap
+from interp.result import READINGS
 
 SEQUENTIAL = "inferno"
-READINGS = {  # what figures call the readings of a model, and the maps judged beside them, that users type otherwise
-    "auto": "own attention or Grad-CAM",
-    "raw": "attention",
-    "channels": "channel attention, derived",
-    "weighted": "gradient-weighted attention",
-    "rollout": "roll-out",
-    "chefer": "gradient × attention",
-    "gradcam": "Grad-CAM",
-    "gradcam++": "Grad-CAM++",
-    "layercam": "LayerCAM",
-    "scorecam": "Score-CAM",
-    "integrated-gradients": "integrated gradients",
-    "smoothgrad": "SmoothGrad",
-}
 
 
 def class_names(data: xr.Dataset) -> list[str]:
